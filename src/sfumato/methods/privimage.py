@@ -1,0 +1,206 @@
+"""PrivImage without public images: class-conditional DP diffusion with a warm start from one noisy sum.
+
+    1. One noisy sum gives a small Gaussian model of every class (`prototypes.py`).
+    2. The network learns, from samples of that model, to denoise around the class means. Free: post-processing.
+    3. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
+    4. Sampling is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sfumato._files import write_atomic
+from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures, to_bands
+from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes
+from sfumato.nets.unet import UNet, UNetShape
+from sfumato.privacy.plan import SumRequest, SumTouch, TrainingRequest, TrainingTouch
+from sfumato.privacy.session import Session
+from sfumato.privacy.training import private_training
+
+WARM_START, FINE_TUNING = "warm start", "fine-tuning"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, steps done and steps in all; all three are public."""
+
+
+class PrivImageConfig(BaseModel):
+    """Settings of the method; the defaults are the `laptop` preset, tuned for two cores and 28x28 images.
+
+    Every value is public and fixed before the first touch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: tuple[int, int] = (32, 32)
+    blocks: tuple[int, int] = (2, 2)
+    batch: int = Field(2048, ge=1, description="expected records per step")
+    rate_without_size: float = Field(0.03, gt=0, le=1, description="sampling rate where no size is declared")
+    steps: int = Field(200, ge=1, le=1_000_000)
+    draws: int = Field(1, ge=1, le=1024, description="noise draws per record and step (noise multiplicity)")
+    clip_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    average: float = Field(0.95, ge=0, lt=1)
+    warm_share: float = Field(0.08, gt=0, lt=1, description="share of mu^2 that the warm start may spend")
+    warm_attempts: int = Field(2, ge=1, description="attempts bought for the warm start; one is a spare")
+    warm_steps: int = Field(150, ge=0)
+    warm_rate: float = Field(2e-3, gt=0)
+    chunk: int = Field(128, ge=1, description="records per forward pass; changes speed and memory only")
+    sampler_steps: int = Field(12, ge=1)
+
+    def sampling_rate(self, size: int | None) -> float:
+        """Poisson rate, from public values."""
+        return self.rate_without_size if size is None else min(1.0, self.batch / size)
+
+    def requests(self, size: int | None) -> tuple[SumRequest, TrainingRequest]:
+        """The touches that the method asks the plan for."""
+        return (
+            SumRequest(WARM_START, clip_norm=1.0, attempts=self.warm_attempts, share=self.warm_share),
+            TrainingRequest(
+                FINE_TUNING,
+                sampling_rate=self.sampling_rate(size),
+                steps=self.steps,
+                clip_norm=self.clip_norm,
+                rows=self.draws,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class PrivImageModel:
+    """What a run releases: the averaged network, the class means it draws around, and the class models.
+
+    Attributes:
+        network: averaged weights.
+        prototypes: class means and factors.
+        sampler_steps: noise levels visited when sampling.
+        not_private: the weights come from a run with test noise.
+    """
+
+    network: UNet
+    prototypes: Prototypes
+    sampler_steps: int
+    not_private: bool
+
+    def sample(self, labels: Tensor, seed: int, precision: str, batch: int = 500) -> Iterator[Tensor]:
+        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted."""
+        generator = torch.Generator().manual_seed(seed)
+        guides = to_bands(self.prototypes.means).contiguous(memory_format=torch.channels_last)
+        for part in labels.split(batch):
+            pictures = draw_pictures(
+                self.network, guides, part, generator, steps=self.sampler_steps, precision=precision
+            )
+            yield ((pictures + 1) * 127.5).round().to(torch.uint8)
+
+    def save(self, folder: Path) -> None:
+        """Writes `model.safetensors`; a run with test noise is NOT PRIVATE in name and metadata."""
+        state = {f"network.{name}": value.contiguous() for name, value in self.network.state_dict().items()}
+        state |= {f"prototypes.{name}": value for name, value in self.prototypes.state().items()}
+        state["sampler_steps"] = torch.tensor(self.sampler_steps)
+        shape = self.network.shape
+        facts = {"shape": repr([shape.bands, shape.guide, shape.classes, *shape.width, *shape.blocks])}
+        if self.not_private:
+            facts["privacy"] = "NOT PRIVATE"
+        write_atomic(folder / _model_name(self.not_private), save(state, facts), mode=0o600)
+
+    @classmethod
+    def load(cls, folder: Path, not_private: bool, shape: UNetShape) -> PrivImageModel:
+        """Reads what `save` wrote."""
+        state = load_file(folder / _model_name(not_private))
+        network = UNet(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
+        parts = {k.removeprefix("prototypes."): v for k, v in state.items() if k.startswith("prototypes.")}
+        return cls(network.requires_grad_(False), Prototypes(**parts), int(state["sampler_steps"]), not_private)
+
+
+def _model_name(not_private: bool) -> str:
+    return "model-NOT-PRIVATE.safetensors" if not_private else "model.safetensors"
+
+
+def network_shape(config: PrivImageConfig, image: tuple[int, int, int], classes: int) -> UNetShape:
+    """The network that a configuration asks for."""
+    bands = 4 * image[0]
+    return UNetShape(bands, bands, classes, config.width, config.blocks)
+
+
+def fit(
+    config: PrivImageConfig,
+    session: Session,
+    image: tuple[int, int, int],
+    classes: int,
+    *,
+    size: int | None,
+    seed: int,
+    precision: Literal["fp32", "bf16"],
+    progress: Progress,
+) -> PrivImageModel:
+    """Runs the method, or what is left of it after a crash.
+
+    Args:
+        config: settings.
+        session: the planned touches.
+        image: `(C, H, W)`, public.
+        classes: declared classes; 0 for an unconditional run.
+        size: declared number of records, or None.
+        seed: of the public randomness (initial weights, warm-up); never of noise.
+        precision: of forward and backward passes.
+        progress: told about every stage.
+    """
+    learner, prototypes = _start(config, session, image, classes, size, seed)
+    if config.warm_steps and session.latest(FINE_TUNING) is None:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(max(classes, 1), (config.warm_steps * _WARM_BATCH,), generator=generator)
+        warm_up = learner.warm_up(
+            prototypes.sample(labels, generator),
+            labels if classes else torch.full_like(labels, -1),
+            batch=_WARM_BATCH,
+            rate=config.warm_rate,
+            generator=generator,
+            precision=precision,
+        )
+        for step in warm_up:
+            progress("warm-up on the class models", step, config.warm_steps)
+    touch = session.touch(FINE_TUNING, TrainingTouch)
+    divisor = touch.sampling_rate * size if size else float(config.batch)
+    for step in private_training(
+        session, FINE_TUNING, learner, divisor=divisor, chunk=config.chunk, precision=precision
+    ):
+        progress("private training", step, touch.steps)
+    return PrivImageModel(learner.averaged, prototypes, config.sampler_steps, not session.noise.private)
+
+
+_WARM_BATCH = 256
+
+
+def _start(
+    config: PrivImageConfig,
+    session: Session,
+    image: tuple[int, int, int],
+    classes: int,
+    size: int | None,
+    seed: int,
+) -> tuple[DenoisingLearner, Prototypes]:
+    """The class models from the noisy sum, and a learner that knows the class means."""
+    layout = Layout(image, max(classes, 1))
+    noisy = session.noisy_sum(WARM_START, layout.vectors, (layout.classes, layout.block))
+    multiplier = session.touch(WARM_START, SumTouch).noise_multiplier
+    floor = 0.1 * size / layout.classes if size else 10.0
+    prototypes = read_prototypes(noisy, layout, multiplier, floor)
+    guides = to_bands(prototypes.means).contiguous(memory_format=torch.channels_last)
+    learner = DenoisingLearner(
+        network_shape(config, image, classes),
+        guides,
+        Schedule(config.learning_rate, config.steps),
+        rows=config.draws,
+        average=config.average,
+        seed=seed,
+    )
+    return learner, prototypes

@@ -1,0 +1,69 @@
+"""Touch 1: a noisy histogram. Each record adds 1 to at most k distinct cells; integer counts, discrete Gaussian noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sfumato.errors import InternalError
+from sfumato.privacy.noise import Noise
+from sfumato.privacy.plan import HistogramTouch
+from sfumato.privacy.records import PrivateRecords, Rows
+
+Votes = Callable[[Rows], Tensor]
+ABSTAIN = -1
+CHUNK = 256
+
+
+def count_votes(
+    records: PrivateRecords, touch: HistogramTouch, attempt: int, votes: Votes, cells: int
+) -> NDArray[np.int64]:
+    """The un-noised histogram, int64 `(cells,)`. Private: for `noisy_histogram` and the sensitivity tests."""
+    counts = np.zeros(cells, dtype=np.int64)
+    everyone = np.arange(records._size())
+    for rows, _ in records._chunks(everyone, CHUNK, 1, touch.name, attempt):
+        with torch.inference_mode():
+            ballot = votes(rows)
+        if ballot.dtype != torch.int64 or ballot.shape != (len(rows.present), touch.cells):
+            raise InternalError(f"votes must be int64 cell numbers of shape (records, {touch.cells})")
+        ballot = torch.where(rows.present[:, None], ballot, ABSTAIN)
+        ballot = torch.where((ballot >= 0) & (ballot < cells), ballot, ABSTAIN)
+        ballot = ballot.sort(dim=1).values
+        ballot[:, 1:][ballot[:, 1:] == ballot[:, :-1]] = ABSTAIN  # a cell gets at most 1 from a record
+        counts += np.bincount(ballot[ballot != ABSTAIN].numpy(), minlength=cells)
+    return counts
+
+
+def noisy_histogram(
+    records: PrivateRecords, touch: HistogramTouch, attempt: int, votes: Votes, cells: int, noise: Noise
+) -> NDArray[np.int64]:
+    """Counts votes and adds discrete Gaussian noise of scale `touch.scale` to every cell.
+
+    Args:
+        records: the private records.
+        touch: its plan: at most `touch.cells` cells per record.
+        attempt: which of the planned rounds this is; part of the key of per-record randomness.
+        votes: per-record function from a chunk of R records (one image each) to int64 `(R, touch.cells)` cell numbers;
+            -1 abstains. Ties must go to the lowest number.
+        cells: number of cells, public.
+        noise: where the noise comes from.
+
+    Returns:
+        int64 `(cells,)`, possibly negative.
+
+    Raises:
+        InternalError: the function returned anything else than cell numbers.
+
+    Guarantee:
+        Adding or removing one record changes the un-noised counts in at most `touch.cells` cells, each by exactly 1.
+        Cell numbers out of range, repeated by one record, or cast for a null contribution count as abstentions.
+
+    Does not cover:
+        A function in which the vote of one record depends on another; it must treat rows one by one.
+    """
+    counts = count_votes(records, touch, attempt, votes, cells)
+    return counts + noise.discrete_gaussian(cells, touch.scale)
