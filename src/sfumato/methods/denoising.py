@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.hardware import Hardware
 from sfumato.nets.diffusion import Denoiser, sample
 from sfumato.nets.unet import UNet, UNetShape
 from sfumato.nets.wavelet import haar, inverse_haar
@@ -60,7 +61,15 @@ class DenoisingLearner:
     """
 
     def __init__(
-        self, shape: UNetShape, guides: Tensor, schedule: Schedule, *, rows: int, average: float, seed: int
+        self,
+        shape: UNetShape,
+        guides: Tensor,
+        schedule: Schedule,
+        *,
+        rows: int,
+        average: float,
+        seed: int,
+        hardware: Hardware,
     ) -> None:
         """
         Args:
@@ -70,11 +79,14 @@ class DenoisingLearner:
             rows: noise draws per record and step.
             average: decay of the exponential moving average of the weights.
             seed: of the public initialisation.
+            hardware: where to compute.
         """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.model = UNet(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.guides, self.schedule, self.rows, self.average = guides, schedule, rows, average
+            self.model = UNet(shape)
+        self.model.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.guides = guides.to(hardware.device, memory_format=torch.channels_last)
+        self.schedule, self.rows, self.average, self.hardware = schedule, rows, average, hardware
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=schedule.peak, betas=(0.9, 0.99))
         for parameter in self.model.parameters():
@@ -115,12 +127,13 @@ class DenoisingLearner:
                 slow.lerp_(fast, 1 - decay)
 
     def warm_up(
-        self, pictures: Tensor, labels: Tensor, *, batch: int, rate: float, generator: torch.Generator, precision: str
+        self, pictures: Tensor, labels: Tensor, *, batch: int, rate: float, generator: torch.Generator
     ) -> Iterator[int]:
         """Ordinary training on released or public pictures `(N, C, H, W)` in [-1, 1], once through; yields steps.
 
         The moving average restarts at the end, and the optimiser's moments are dropped.
         """
+        device, precision = self.hardware
         order = torch.randperm(len(pictures), generator=generator)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, betas=(0.9, 0.99))
         steps = len(order) // batch
@@ -129,8 +142,9 @@ class DenoisingLearner:
             part = order[(step - 1) * batch : step * batch]
             normal = torch.randn(batch, *self.guides.shape[1:], generator=generator)
             spread = torch.randn(batch, generator=generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss = self._row_losses(pictures[part], labels[part], normal, spread).mean()
+            inputs = [value.to(device) for value in (pictures[part], labels[part], normal, spread)]
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = self._row_losses(*inputs).mean()
             optimizer.param_groups[0]["lr"] = schedule(step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -145,7 +159,7 @@ class DenoisingLearner:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 state[f"adam.{name}.{key}"] = value
-        return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state` gave."""
@@ -162,12 +176,13 @@ class DenoisingLearner:
 
 @torch.inference_mode()
 def draw_pictures(
-    network: UNet, guides: Tensor, labels: Tensor, generator: torch.Generator, *, steps: int, precision: str
+    network: UNet, guides: Tensor, labels: Tensor, generator: torch.Generator, *, steps: int, hardware: Hardware
 ) -> Tensor:
     """Samples pictures `(N, C, H, W)` in [-1, 1] for labels `(N,)`."""
-    labels = labels if network.shape.classes else torch.zeros_like(labels)
+    device, precision = hardware
+    labels = (labels if network.shape.classes else torch.zeros_like(labels)).to(device)
     guide = guides[labels]
-    start = torch.randn(guide.shape, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    start = torch.randn(guide.shape, generator=generator).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         bands = sample(Denoiser(network, DATA_STD), start, labels, guide, steps=steps)
     return from_bands(bands.float() + guide).clamp(-1, 1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sfumato._files import write_atomic
+from sfumato.hardware import Hardware
 from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures, to_bands
 from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes
 from sfumato.nets.unet import UNet, UNetShape
@@ -27,6 +27,7 @@ from sfumato.privacy.session import Session
 from sfumato.privacy.training import private_training
 
 WARM_START, FINE_TUNING = "warm start", "fine-tuning"
+_WARM_BATCH = 256
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, steps done and steps in all; all three are public."""
@@ -90,15 +91,14 @@ class PrivImageModel:
     sampler_steps: int
     not_private: bool
 
-    def sample(self, labels: Tensor, seed: int, precision: str, batch: int = 500) -> Iterator[Tensor]:
+    def sample(self, labels: Tensor, seed: int, hardware: Hardware, batch: int = 500) -> Iterator[Tensor]:
         """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted."""
         generator = torch.Generator().manual_seed(seed)
-        guides = to_bands(self.prototypes.means).contiguous(memory_format=torch.channels_last)
+        network = self.network.to(hardware.device)
+        guides = to_bands(self.prototypes.means).to(hardware.device, memory_format=torch.channels_last)
         for part in labels.split(batch):
-            pictures = draw_pictures(
-                self.network, guides, part, generator, steps=self.sampler_steps, precision=precision
-            )
-            yield ((pictures + 1) * 127.5).round().to(torch.uint8)
+            pictures = draw_pictures(network, guides, part, generator, steps=self.sampler_steps, hardware=hardware)
+            yield ((pictures + 1) * 127.5).round().to(torch.uint8).cpu()
 
     def save(self, folder: Path) -> None:
         """Writes `model.safetensors`; a run with test noise is NOT PRIVATE in name and metadata."""
@@ -139,7 +139,7 @@ def fit(
     *,
     size: int | None,
     seed: int,
-    precision: Literal["fp32", "bf16"],
+    hardware: Hardware,
     progress: Progress,
 ) -> PrivImageModel:
     """Runs the method, or what is left of it after a crash.
@@ -151,10 +151,10 @@ def fit(
         classes: declared classes; 0 for an unconditional run.
         size: declared number of records, or None.
         seed: of the public randomness (initial weights, warm-up); never of noise.
-        precision: of forward and backward passes.
+        hardware: where to compute.
         progress: told about every stage.
     """
-    learner, prototypes = _start(config, session, image, classes, size, seed)
+    learner, prototypes = _start(config, session, image, classes, size, seed, hardware)
     if config.warm_steps and session.latest(FINE_TUNING) is None:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(max(classes, 1), (config.warm_steps * _WARM_BATCH,), generator=generator)
@@ -164,20 +164,16 @@ def fit(
             batch=_WARM_BATCH,
             rate=config.warm_rate,
             generator=generator,
-            precision=precision,
         )
         for step in warm_up:
             progress("warm-up on the class models", step, config.warm_steps)
     touch = session.touch(FINE_TUNING, TrainingTouch)
     divisor = touch.sampling_rate * size if size else float(config.batch)
     for step in private_training(
-        session, FINE_TUNING, learner, divisor=divisor, chunk=config.chunk, precision=precision
+        session, FINE_TUNING, learner, divisor=divisor, chunk=config.chunk, precision=hardware.precision
     ):
         progress("private training", step, touch.steps)
     return PrivImageModel(learner.averaged, prototypes, config.sampler_steps, not session.noise.private)
-
-
-_WARM_BATCH = 256
 
 
 def _start(
@@ -187,6 +183,7 @@ def _start(
     classes: int,
     size: int | None,
     seed: int,
+    hardware: Hardware,
 ) -> tuple[DenoisingLearner, Prototypes]:
     """The class models from the noisy sum, and a learner that knows the class means."""
     layout = Layout(image, max(classes, 1))
@@ -194,13 +191,13 @@ def _start(
     multiplier = session.touch(WARM_START, SumTouch).noise_multiplier
     floor = 0.1 * size / layout.classes if size else 10.0
     prototypes = read_prototypes(noisy, layout, multiplier, floor)
-    guides = to_bands(prototypes.means).contiguous(memory_format=torch.channels_last)
     learner = DenoisingLearner(
         network_shape(config, image, classes),
-        guides,
+        to_bands(prototypes.means),
         Schedule(config.learning_rate, config.steps),
         rows=config.draws,
         average=config.average,
         seed=seed,
+        hardware=hardware,
     )
     return learner, prototypes

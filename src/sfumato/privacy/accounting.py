@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -410,12 +411,18 @@ def _rdp_accountant(mechanisms: tuple[Mechanism, ...], orders: list[float] | Non
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(orders)
-    for each in mechanisms:
-        if isinstance(each, Training):
-            noise = dp_accounting.GaussianDpEvent(each.noise_multiplier)
-            accountant.compose(dp_accounting.PoissonSampledDpEvent(each.sampling_rate, noise), each.steps)
-        else:
-            accountant.compose(dp_accounting.ZCDpEvent(each.rho))
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of orders whose series does not converge; they count as infinite
+    try:
+        for each in mechanisms:
+            if isinstance(each, Training):
+                noise = dp_accounting.GaussianDpEvent(each.noise_multiplier)
+                accountant.compose(dp_accounting.PoissonSampledDpEvent(each.sampling_rate, noise), each.steps)
+            else:
+                accountant.compose(dp_accounting.ZCDpEvent(each.rho))
+    finally:
+        logger.setLevel(level)
     return accountant
 
 

@@ -79,10 +79,10 @@ class PrivacyStatement:
         power = accounting.attacker_power(plan.mechanisms, FALSE_ALARM)
         texts = [
             f"These images were made under ({self.epsilon:g}, {self.delta:g})-differential privacy.",
-            f"Protected is {unit}: whoever sees this release, and knows everything else in the private folder, learns "
-            f"almost nothing more about whether {unit} was in it.",
-            f"In figures: a test that raises a false alarm in {FALSE_ALARM:.0%} of cases recognises the presence of a "
-            f"given unit in at most {_percent_up(power)} of cases.",
+            f"Protected is {unit}: how much this release can tell about whether {unit} was in the private folder is "
+            "bounded, whatever else the reader knows.",
+            f"In figures: a test for the presence of {unit} that is wrong in {_percent_up(FALSE_ALARM)} of the cases "
+            f"where it was absent finds it in at most {_percent_up(power)} of the cases where it was present.",
             "Neighbouring data sets differ by adding or removing one unit.",
             *(_touch_sentence(touch) for touch in plan.touches),
             f"Accounting: privacy loss distributions at interval {plan.interval:g}, pessimistic, by dp-accounting "

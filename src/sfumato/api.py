@@ -1,0 +1,124 @@
+"""The Python interface: constructors hold parameters and do no work, `fit` spends, `sample` is free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sfumato import run
+from sfumato.config import RunConfig, validated
+from sfumato.data.folder import class_folders
+from sfumato.data.release import Samples, write_release
+from sfumato.errors import PrivacyRefusal, UserError
+from sfumato.forecast import Forecast, forecast
+from sfumato.methods.privimage import PrivImageModel
+
+
+class PrivateImages:
+    """A folder of private images, named. Nothing is read until `fit`."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dataset: str,
+        unit: str = "image",
+        public_size: int | None = None,
+        classes: Sequence[str] | None = None,
+        classes_are_public: bool = False,
+        size: tuple[int, int] = (28, 28),
+        channels: int = 1,
+    ) -> None:
+        """
+        Args:
+            folder: class sub-folders, or `metadata.jsonl` with `file_name` and optional `label`, `text`, `person_id`.
+            dataset: name under which the budget is kept.
+            unit: `image` or `person`.
+            public_size: number of records as you declare it to be public.
+            classes: class names that are public.
+            classes_are_public: declare the names of the sub-folders to be public.
+            size: height and width that every image is brought to.
+            channels: 1 or 3.
+        """
+        self.folder = Path(folder)
+        if classes is not None and classes_are_public:
+            raise UserError("Give classes or classes_are_public, not both.")
+        self._classes, self._from_folders = classes, classes_are_public
+        self._settings = {
+            "dataset": dataset,
+            "unit": unit,
+            "public_size": public_size,
+            "image": {"height": size[0], "width": size[1], "channels": channels},
+        }
+
+    def __repr__(self) -> str:
+        return f"PrivateImages(dataset={self._settings['dataset']!r})"
+
+    def settings(self) -> dict[str, Any]:
+        """The public settings that this folder contributes to a run."""
+        classes = list(self._classes) if self._classes is not None else None
+        if self._from_folders:
+            classes = class_folders(self.folder)
+        origin = None if classes is None else "folder names" if self._from_folders else "listed"
+        return self._settings | {"classes": classes, "classes_origin": origin}
+
+
+class FittedModel:
+    """A finished run: sample from it as often as you like."""
+
+    def __init__(self, finished: run.Run, model: PrivImageModel) -> None:
+        self._run, self._model = finished, model
+
+    def sample(self, count: int, *, seed: int = 0) -> Samples:
+        """`count` images with their provenance, in equal class shares; costs no privacy."""
+        return run.draw(self._run, self._model, count, seed)
+
+    @property
+    def statement(self) -> str:
+        """The privacy statement as text."""
+        return run.statement(self._run).render()
+
+
+class PrivImage:
+    """PrivImage without public images: DP diffusion with a warm start from one noisy sum."""
+
+    def __init__(self, *, epsilon: float, delta: float = 1e-6, count: int = 10_000, **settings: Any) -> None:
+        """
+        Args:
+            epsilon: in (0, 100].
+            delta: in [1e-12, 1).
+            count: images that a release is meant to hold.
+            settings: fields of `PrivImageConfig`.
+        """
+        self._settings = {"epsilon": epsilon, "delta": delta, "count": count, "privimage": settings}
+
+    def _config(self, private: PrivateImages) -> RunConfig:
+        return validated(private.settings() | {"method": "privimage"} | self._settings)
+
+    def forecast(self, private: PrivateImages) -> Forecast:
+        """What `fit` would cost; opens no private file."""
+        return forecast(self._config(private))
+
+    def fit(self, private: PrivateImages, run_dir: str | Path, *, report: run.Report = run.silent) -> FittedModel:
+        """Spends the budget and trains. An interrupted fit is finished by `load(run_dir)`."""
+        config = self._config(private)
+        started = run.prepare(config, private.folder, None, Path(run_dir), run.make_plan(config))
+        return FittedModel(started, run.train(started, report))
+
+
+def load(run_dir: str | Path, *, report: run.Report = run.silent) -> FittedModel:
+    """The model of a run; finishes the run first if it was interrupted."""
+    found = run.Run(Path(run_dir))
+    return FittedModel(found, run.train(found, report))
+
+
+def release(samples: Samples, folder: str | Path) -> Path:
+    """Writes a publishable folder.
+
+    Raises:
+        PrivacyRefusal: anything but samples of a fitted model: images without provenance have no statement.
+    """
+    if not isinstance(samples, Samples):
+        raise PrivacyRefusal("Only samples of a fitted model can be released: plain images carry no guarantee.")
+    return write_release(samples, Path(folder))

@@ -1,0 +1,405 @@
+"""The commands: parse, call one function, print. Heavy imports happen inside the commands, so `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sfumato import __version__
+from sfumato.errors import SfumatoError, UserError
+
+if TYPE_CHECKING:
+    from sfumato.config import RunConfig
+    from sfumato.run import Report, Run
+
+app = typer.Typer(
+    name="sfumato",
+    help="A folder of private images goes in, a folder of synthetic images with a stated privacy guarantee comes out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ledger_app = typer.Typer(no_args_is_help=True, help="What was spent on a data set, and its cap.")
+data_app = typer.Typer(no_args_is_help=True, help="Public image sets to try things on.")
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+PrivateDir = Annotated[Path, typer.Argument(help="Folder of private images (class sub-folders or metadata.jsonl).")]
+Dataset = Annotated[str | None, typer.Option(help="Name of the private data set; its budget is kept under this name.")]
+Method = Annotated[Literal["privimage"] | None, typer.Option(help="How the images are made.")]
+Epsilon = Annotated[float | None, typer.Option(help="Privacy budget: above 0, at most 100; 1 is strong, 10 is weak.")]
+Delta = Annotated[float | None, typer.Option(help="Below 1 / public size.  [default: 1e-6]", show_default=False)]
+UnitOption = Annotated[Literal["image", "person"] | None, typer.Option(help="What is protected.  [default: image]")]
+PublicSize = Annotated[
+    int | None, typer.Option(help="Number of records (of the unit) that you declare to be public; never counted.")
+]
+Classes = Annotated[str | None, typer.Option(help="Class names that are public, separated by commas.")]
+ClassesArePublic = Annotated[
+    bool, typer.Option("--classes-are-public", help="Declare the names of the private sub-folders to be public.")
+]
+Count = Annotated[int | None, typer.Option(help="Images to make.  [default: 10000]")]
+Size = Annotated[str | None, typer.Option(help="Height x width of the images, such as 28x28.  [default: 28x28]")]
+Channels = Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).  [default: 1]")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the settings.")]
+RunDir = Annotated[
+    Path | None, typer.Option(help="Private folder of the run.  [default: RELEASE_DIR.run]", show_default=False)
+]
+LedgerPath = Annotated[Path | None, typer.Option("--ledger", help="Use this ledger file instead of your own.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"sfumato {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def synthesize(
+    private_dir: PrivateDir,
+    release_dir: Annotated[Path, typer.Argument(help="Folder to make; may be published as a whole.")],
+    dataset: Dataset = None,
+    method: Method = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    unit: UnitOption = None,
+    public_size: PublicSize = None,
+    classes: Classes = None,
+    classes_are_public: ClassesArePublic = False,
+    count: Count = None,
+    size: Size = None,
+    channels: Channels = None,
+    config: ConfigFile = None,
+    run_dir: RunDir = None,
+    ledger: LedgerPath = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make synthetic images from private ones.
+
+    Example:
+
+        sfumato synthesize clinic/ release/ --dataset clinic-2026 --epsilon 1 --delta 1e-6 --public-size 30000
+        --classes healthy,ill
+
+    The budget is spent once. If the run is interrupted, `sfumato resume release.run` finishes it.
+    """
+    from sfumato import run
+
+    settings = _settings(locals())
+    folder = run_dir or release_dir.with_name(release_dir.name + ".run")
+    run.check_folders(private_dir, release_dir, folder)
+    resolved = _resolve(settings, private_dir, classes_are_public, config)
+    started = run.prepare(resolved, private_dir, release_dir, folder, run.make_plan(resolved))
+    _finish(started, device, as_json)
+
+
+@app.command()
+def forecast(
+    private_dir: PrivateDir,
+    release_dir: Annotated[Path | None, typer.Argument(help="Not looked at.")] = None,
+    dataset: Dataset = None,
+    method: Method = None,
+    epsilon: Epsilon = None,
+    delta: Delta = None,
+    unit: UnitOption = None,
+    public_size: PublicSize = None,
+    classes: Classes = None,
+    classes_are_public: ClassesArePublic = False,
+    count: Count = None,
+    size: Size = None,
+    channels: Channels = None,
+    config: ConfigFile = None,
+    run_dir: RunDir = None,
+    ledger: LedgerPath = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what a run would cost in noise, memory and time; opens no private file and spends nothing.
+
+    Takes the arguments of `synthesize`.
+
+    Example:
+
+        sfumato forecast clinic/ --dataset clinic-2026 --epsilon 1 --public-size 30000 --classes healthy,ill
+    """
+    from sfumato import forecast as forecasting
+    from sfumato.hardware import choose_hardware
+
+    resolved = _resolve(_settings(locals()), private_dir, classes_are_public, config)
+    found = forecasting.forecast(resolved, choose_hardware(device))
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of an interrupted run.")],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Finish an interrupted run. Costs nothing more: its price was charged when it began.
+
+    Example:
+
+        sfumato resume release.run
+    """
+    from sfumato import run
+
+    _finish(run.Run(run_dir), device, as_json)
+
+
+@app.command()
+def sample(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out_dir: Annotated[Path, typer.Argument(help="Release folder to make.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images to make.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 1,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make more images from a finished run. Free: whatever is done with a released model costs no privacy.
+
+    Example:
+
+        sfumato sample release.run more/ -n 5000
+    """
+    from sfumato import run
+    from sfumato.hardware import choose_hardware
+
+    finished = run.Run(run_dir)
+    with _progress(as_json) as report:
+        model = run.load_model(finished)
+        run.publish(finished, run.draw(finished, model, count, seed, report, hardware=choose_hardware(device)), out_dir, report)
+    _print_release(out_dir, as_json)
+
+
+@app.command()
+def verify(
+    release_dir: Annotated[Path, typer.Argument(help="A release folder.")],
+    ledger: LedgerPath = None,
+    dataset: Annotated[str | None, typer.Option(help="Compare with your ledger of this data set.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a release: its files, its statement, and (where you have it) the ledger it quotes.
+
+    Example:
+
+        sfumato verify release/
+    """
+    from sfumato import verification
+
+    problems, checked = verification.verify(release_dir, dataset, ledger)
+    if as_json:
+        typer.echo(json.dumps({"ok": not problems, "problems": problems, "checked": checked}, indent=2))
+    else:
+        for line in checked:
+            typer.echo(f"ok       {line}")
+        for line in problems:
+            typer.echo(f"PROBLEM  {line}")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    everything: Annotated[bool, typer.Option("--all", help="Remove the whole run folder, model included.")] = False,
+) -> None:
+    """Remove decoded private pixels and checkpoints of a run; the ledger stays.
+
+    Example:
+
+        sfumato clean release.run
+    """
+    from sfumato import run
+
+    typer.echo(run.clean(run.Run(run_dir), everything))
+
+
+@ledger_app.command("show")
+def ledger_show(dataset: str, ledger: LedgerPath = None, as_json: Json = False) -> None:
+    """Show the cap, what was spent and by which runs.
+
+    Example: `sfumato ledger show clinic-2026`
+    """
+    from sfumato import verification
+
+    typer.echo(verification.ledger_report(dataset, ledger, as_json))
+
+
+@ledger_app.command("verify")
+def ledger_verify(
+    dataset: str,
+    against: Annotated[Path | None, typer.Option(help="A release that quotes the ledger's head.")] = None,
+    ledger: LedgerPath = None,
+) -> None:
+    """Check the chain of a ledger, against what a release quotes of it if one is given.
+
+    Example: `sfumato ledger verify clinic-2026 --against release/`
+    """
+    from sfumato import verification
+
+    problems = verification.ledger_problems(dataset, ledger, against)
+    for line in problems:
+        typer.echo(f"PROBLEM  {line}")
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("ok       The chain is whole. Lines cut from its end after the last quoted head cannot be seen.")
+
+
+@ledger_app.command("cap")
+def ledger_cap(
+    dataset: str,
+    epsilon: Annotated[float, typer.Option(help="Most epsilon that all runs together may spend.")],
+    delta: Annotated[float, typer.Option(help="Most delta that all runs together may spend.")],
+    filter_: Annotated[Literal["sum", "renyi"], typer.Option("--filter", help="How runs are added up.")] = "sum",
+    order: Annotated[float | None, typer.Option(help="Renyi order of the filter 'renyi', fixed with the cap.")] = None,
+    ledger: LedgerPath = None,
+) -> None:
+    """Set or raise the cap of a data set.
+
+    Example: `sfumato ledger cap clinic-2026 --epsilon 2 --delta 2e-6`
+    """
+    from sfumato.privacy.ledger import Cap, Ledger
+
+    Ledger.open(dataset, ledger).set_cap(Cap(epsilon, delta, filter_, order))
+    typer.echo(f"The cap of {dataset} is now epsilon {epsilon:g}, delta {delta:g} ({filter_}).")
+
+
+@ledger_app.command("import")
+def ledger_import(
+    dataset: str,
+    epsilon: Annotated[float, typer.Option(help="What was spent.")],
+    delta: Annotated[float, typer.Option(help="What was spent.")],
+    description: Annotated[str, typer.Option(help="Where: one line.")],
+    ledger: LedgerPath = None,
+) -> None:
+    """Enter what other software spent on the same data.
+
+    Example: `sfumato ledger import clinic-2026 --epsilon 0.5 --delta 1e-6 --description "2025 survey"`
+    """
+    from sfumato.privacy.ledger import Ledger
+
+    Ledger.open(dataset, ledger).import_(epsilon, delta, description)
+    typer.echo(f"Entered epsilon {epsilon:g}, delta {delta:g} on the ledger of {dataset}.")
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the public image sets that can be fetched."""
+    from sfumato.data import datasets
+
+    for name in datasets.NAMES:
+        typer.echo(name)
+
+
+@data_app.command("fetch")
+def data_fetch(name: str, folder: Path) -> None:
+    """Fetch a public image set into a folder with `train/` and `test/`.
+
+    Example: `sfumato data fetch fashion-mnist fashion/`
+    """
+    from sfumato.data import datasets
+
+    with _progress(False) as report:
+        datasets.fetch(name, folder, progress=lambda done: report("writing images", done, None))
+    typer.echo(f"{name} is in {folder}.")
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """The run settings among a command's arguments, by their names in `RunConfig`; what was not given is left out."""
+    names = ("dataset", "method", "epsilon", "delta", "unit", "public_size", "count")
+    settings = {name: given[name] for name in names if given[name] is not None}
+    if given["ledger"] is not None:
+        settings["ledger"] = str(given["ledger"])
+    if given["classes"] is not None:
+        settings["classes"] = [name.strip() for name in given["classes"].split(",")]
+        settings["classes_origin"] = "listed"
+    image: dict[str, Any] = {}
+    if given["size"] is not None:
+        try:
+            image["height"], image["width"] = (int(part) for part in given["size"].lower().split("x"))
+        except ValueError as error:
+            raise UserError(f"--size {given['size']!r} is not height x width, such as 28x28.") from error
+    if given["channels"] is not None:
+        image["channels"] = given["channels"]
+    return settings | ({"image": image} if image else {})
+
+
+def _resolve(settings: dict[str, Any], private: Path, classes_are_public: bool, file: Path | None) -> RunConfig:
+    from sfumato.config import read_config
+    from sfumato.data.folder import class_folders
+
+    if classes_are_public:
+        if "classes" in settings:
+            raise UserError("Give --classes or --classes-are-public, not both.")
+        settings["classes"] = class_folders(private)
+        settings["classes_origin"] = "folder names"
+    return read_config(file, settings)
+
+
+def _finish(started: Run, device: str, as_json: bool) -> None:
+    from sfumato import run
+    from sfumato.hardware import choose_hardware
+
+    with _progress(as_json, started.folder) as report:
+        out = run.finish(started, report, hardware=choose_hardware(device))
+    if out is None:
+        typer.echo(f"The model is in {started.folder}.")
+    else:
+        _print_release(out, as_json)
+
+
+def _print_release(out: Path, as_json: bool) -> None:
+    statement = json.loads((out / "privacy.json").read_text())
+    if as_json:
+        facts = {name: statement[name] for name in ("epsilon", "delta", "unit", "release_id")}
+        typer.echo(json.dumps({"release": str(out), **facts, "statement": statement["text"]}))
+    else:
+        typer.echo("")
+        for sentence in statement["sentences"]:
+            typer.echo(f"- {sentence}")
+        typer.echo(f"\nThe release is in {out}; open {out / 'report.html'}.")
+
+
+@contextmanager
+def _progress(quiet: bool, folder: Path | None = None) -> Iterator[Report]:
+    """Progress bars on standard error, and JSON lines in the run folder for other programs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars: dict[str, Any] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as progress:
+
+        def report(stage: str, done: int, of: int | None) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=of)
+            progress.update(bars[stage], completed=done)
+            if folder is not None and folder.is_dir():
+                with open(folder / "progress.jsonl", "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                    file.write(json.dumps({"stage": stage, "done": done, "of": of}) + "\n")
+
+        yield report
+
+
+def main() -> None:
+    """Entry point: runs a command; refusals become one sentence and an exit code instead of a traceback."""
+    try:
+        app()
+    except SfumatoError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)

@@ -1,0 +1,130 @@
+"""One run's settings: what the user types, composed with the method's own configuration; YAML in, JSON out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sfumato.data.decode import ImageSpec
+from sfumato.errors import UserError
+from sfumato.methods.privimage import PrivImageConfig
+
+
+class ImageConfig(BaseModel):
+    """The public shape that every image is brought to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(28, ge=8, le=1024, multiple_of=4)
+    width: int = Field(28, ge=8, le=1024, multiple_of=4)
+    channels: Literal[1, 3] = 1
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    range16: tuple[int, int] = (0, 65535)
+
+    def spec(self) -> ImageSpec:
+        """As the decoder wants it."""
+        return ImageSpec(**self.model_dump())
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run. All of it is public, and fixed before the first touch.
+
+    Attributes:
+        dataset: name of the private data set; budgets are kept under it.
+        method: which method.
+        epsilon: in (0, 100].
+        delta: in [1e-12, 1), below 1 / public_size.
+        unit: what one record is.
+        public_size: number of records as the user declares it to be public, or None.
+        classes: declared class names, or None for an unconditional run.
+        classes_origin: how they were declared.
+        count: images to release.
+        seed: of public randomness only (initial weights, sampling); noise cannot be seeded.
+        ledger: path of the ledger instead of the user's own.
+        image: public shape.
+        privimage: settings of the method.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    method: Literal["privimage"] = "privimage"
+    epsilon: float
+    delta: float = 1e-6
+    unit: Literal["image", "person"] = "image"
+    public_size: int | None = Field(None, ge=1)
+    classes: tuple[str, ...] | None = None
+    classes_origin: Literal["listed", "folder names"] | None = None
+    count: int = Field(10_000, ge=1, le=10_000_000)
+    seed: int = Field(0, ge=0)
+    ledger: str | None = None
+    image: ImageConfig = ImageConfig()
+    privimage: PrivImageConfig = PrivImageConfig()
+
+    @field_validator("epsilon", "delta")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct_classes(self) -> RunConfig:
+        if self.classes is not None:
+            if not self.classes or any(not name.strip() for name in self.classes):
+                raise ValueError("classes must be named, and there must be at least one")
+            if len(set(self.classes)) != len(self.classes):
+                raise ValueError("a class is named twice")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved settings, complete."""
+        return self.model_dump(mode="json")
+
+
+def read_config(file: Path | None, overrides: dict[str, Any]) -> RunConfig:
+    """Settings from a YAML or JSON file, with what the command line says on top.
+
+    Args:
+        file: YAML or JSON, or None.
+        overrides: values by name; None means "not given".
+
+    Raises:
+        UserError: unreadable file, unknown key, or a value that is not allowed; one sentence that names it.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except OSError as error:
+            raise UserError(f"The configuration {file} cannot be read: {error.strerror}.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"The configuration {file} is not valid YAML.") from error
+        if not isinstance(values, dict):
+            raise UserError(f"The configuration {file} must hold names and values, such as 'epsilon: 1'.")
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    return validated(values)
+
+
+def validated(values: dict[str, Any]) -> RunConfig:
+    """A `RunConfig` from plain values, with one clear sentence for everything that is wrong."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(" ".join(_sentence(problem) for problem in error.errors())) from error
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "The settings"
+    match problem["type"]:
+        case "missing":
+            return f"'{name}' is missing: give --{name.replace('_', '-')} or set it in the configuration."
+        case "extra_forbidden":
+            return f"'{name}' is not a setting."
+        case _:
+            message = problem["msg"].removeprefix("Value error, ")
+            return f"'{name}' cannot be {problem['input']!r}: {message[0].lower()}{message[1:]}."

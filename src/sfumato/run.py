@@ -1,0 +1,359 @@
+"""One run, start to release, and its resumption; the only file that knows the order of things.
+
+A run lives in a folder of its own (mode 0700) beside the release: settings, plan, decoded pixels, released values,
+model, logs. `prepare` makes the folder, `train` spends the budget, `publish` writes a release; each can be interrupted
+and called again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfumato._files import write_json
+from sfumato.config import RunConfig, validated
+from sfumato.data.folder import ImageFolder
+from sfumato.data.release import Provenance, Samples, write_release
+from sfumato.errors import PrivacyRefusal, UserError
+from sfumato.hardware import Hardware, choose_hardware
+from sfumato.methods import privimage
+from sfumato.methods.privimage import PrivImageModel
+from sfumato.privacy.ledger import Charge, Ledger
+from sfumato.privacy.noise import Noise
+from sfumato.privacy.plan import Plan
+from sfumato.privacy.records import PrivateRecords, record_key
+from sfumato.privacy.session import Session
+from sfumato.privacy.statement import PrivacyStatement
+
+Report = Callable[[str, int, int | None], None]
+"""Told (stage, steps done, steps in all or None); only numbers that are public or expected go through it."""
+
+RDP_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+def silent(stage: str, done: int, of: int | None) -> None:
+    """A `Report` that tells nobody."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what it holds."""
+
+    folder: Path
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads((self.folder / name).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder} is not a run folder of Sfumato ({name} is missing or broken).") from error
+        return value
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved settings."""
+        return validated(self._read("config.json"))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Run id, private and release folder, key of per-record randomness."""
+        return self._read("run.json")
+
+    @property
+    def run_id(self) -> str:
+        """Random name of the run."""
+        return str(self.facts["run_id"])
+
+    @property
+    def plan(self) -> Plan:
+        """The touches that were bought."""
+        return Plan.from_json(self._read("plan.json"))
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of the run's data set."""
+        return Ledger.open(self.config.dataset, self.config.ledger)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model is complete."""
+        return (self.folder / "TRAINED").exists()
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Calibrates and prices all touches from public settings; opens no private file."""
+    return Plan.calibrate(
+        config.privimage.requests(config.public_size),
+        epsilon=config.epsilon,
+        delta=config.delta,
+        unit=config.unit,
+        declared_size=config.public_size,
+    )
+
+
+def prepare(config: RunConfig, private: Path, release: Path | None, folder: Path, plan: Plan) -> Run:
+    """Checks the folders against each other and makes the run folder.
+
+    Raises:
+        UserError: a folder is missing, occupied, inside another, or cannot be written.
+    """
+    check_folders(private, release, folder)
+    with _writable(folder):
+        folder.mkdir(mode=0o700, parents=True)
+        facts = {
+            "run_id": secrets.token_hex(8),
+            "private": str(private.resolve()),
+            "release": str(release.resolve()) if release else None,
+            "key": secrets.token_hex(32),
+        }
+        write_json(folder / "config.json", config.to_json(), mode=0o600)
+        write_json(folder / "plan.json", plan.to_json(), mode=0o600)
+        write_json(folder / "run.json", facts, mode=0o600)
+    return Run(folder)
+
+
+def check_folders(private: Path, release: Path | None, folder: Path) -> None:
+    """Refuses arrangements of folders that would mix private and public files (UserError)."""
+    if not private.is_dir():
+        raise UserError(f"The private folder {private} does not exist or is not a folder.")
+    inside = private.resolve()
+    for name, path in (("release", release), ("run", folder)):
+        if path is None:
+            continue
+        target = path.resolve()
+        if target == inside or inside in target.parents:
+            raise UserError(f"The {name} folder {path} lies inside the private folder; choose a place outside it.")
+        if target in inside.parents:
+            raise UserError(f"The private folder lies inside the {name} folder {path}; choose another place for it.")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            remedy = f" To finish an interrupted run: sfumato resume {path}" if name == "run" else ""
+            raise UserError(f"The {name} folder {path} already exists; nothing is overwritten.{remedy}")
+    if release is not None and (release.resolve() == folder.resolve() or release.resolve() in folder.resolve().parents):
+        raise UserError("The run folder holds private values and must not lie inside the release folder.")
+
+
+def train(
+    run: Run, report: Report = silent, *, noise: Noise | None = None, hardware: Hardware | None = None
+) -> PrivImageModel:
+    """Spends the budget: intake, ledger, touches; or what a crash left of them.
+
+    Args:
+        run: the run folder.
+        report: progress.
+        noise: test noise makes the run NOT PRIVATE.
+        hardware: where to compute.
+
+    Raises:
+        UserError: the private folder is empty or gone.
+        PrivacyRefusal: the ledger's cap forbids the plan, or the private folder changed since the run began.
+    """
+    config, facts, plan, ledger = run.config, run.facts, run.plan, run.ledger
+    noise = noise or Noise()
+    if run.trained:
+        return load_model(run)
+    with _writable(run.folder):
+        records = _intake(run, config, facts, plan, ledger, report, not noise.private)
+        session = Session(records, plan, ledger, run.run_id, run.folder, noise)
+        model = privimage.fit(
+            config.privimage,
+            session,
+            records.image_shape,
+            len(config.classes or ()),
+            size=config.public_size,
+            seed=config.seed,
+            hardware=hardware or choose_hardware(),
+            progress=report,
+        )
+        model.save(run.folder)
+        write_json(run.folder / "TRAINED", {"not_private": not noise.private}, mode=0o600)
+        ledger.finish(run.run_id)
+        shutil.rmtree(run.folder / "private", ignore_errors=True)
+    return model
+
+
+def _intake(
+    run: Run, config: RunConfig, facts: dict[str, Any], plan: Plan, ledger: Ledger, report: Report, not_private: bool
+) -> PrivateRecords:
+    """Reads the private folder, enters the plan on the ledger, and writes the internal report."""
+    spec = config.image.spec()
+    done = 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        if done % 64 == 0:
+            report("reading images", done, config.public_size)
+
+    records, found = PrivateRecords.intake(
+        ImageFolder(Path(facts["private"])),
+        spec,
+        spec.shape,
+        unit=config.unit,
+        classes=config.classes,
+        folder=run.folder / "private",
+        key=record_key(bytes.fromhex(facts["key"])),
+        fingerprint_key=ledger.fingerprint_key(),
+        progress=one_more,
+    )
+    if found.images == 0:
+        raise UserError(f"There are no images in {facts['private']}; nothing was spent.")
+    digests = [found.digests[i : i + 16] for i in range(0, len(found.digests), 16)]
+    write_json(
+        run.folder / "intake.json",
+        found._replace(digests=b"")._asdict() | {"digests": None, "also_in": ledger.overlap(digests)},
+        mode=0o600,
+    )
+    if run.run_id in ledger.runs():
+        if ledger.fingerprint(run.run_id) != found.fingerprint:
+            raise PrivacyRefusal(
+                "The private folder is not what it was when this run began, so the run cannot be resumed. Restore it, "
+                "or start a new run."
+            )
+    else:
+        ledger.charge(
+            run.run_id,
+            Charge(plan.planned_epsilon, plan.delta, plan.rdp(RDP_ORDERS)),
+            plan.attempts(),
+            plan.sha256(),
+            config.unit,
+            found.fingerprint,
+            not_private=not_private,
+        )
+        ledger.remember(digests)
+    return records
+
+
+def load_model(run: Run) -> PrivImageModel:
+    """The finished model of a run.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    if not run.trained:
+        raise UserError(f"The run in {run.folder} is not finished; finish it with: sfumato resume {run.folder}")
+    config, image = run.config, run.config.image
+    shape = privimage.network_shape(
+        config.privimage, (image.channels, image.height, image.width), len(config.classes or ())
+    )
+    return PrivImageModel.load(run.folder, run._read("TRAINED")["not_private"], shape)
+
+
+def draw(
+    run: Run,
+    model: PrivImageModel,
+    count: int,
+    seed: int,
+    report: Report = silent,
+    *,
+    hardware: Hardware | None = None,
+) -> Samples:
+    """Samples `count` images with equal class shares. Free: post-processing.
+
+    Args:
+        run: a finished run.
+        model: its model.
+        count: images.
+        seed: public; another seed gives other images.
+        report: progress.
+        hardware: where to compute.
+    """
+    config = run.config
+    classes = len(config.classes or ())
+    labels = torch.arange(count) % max(classes, 1)
+    parts = []
+    for part in model.sample(labels, seed, hardware or choose_hardware()):
+        parts.append(part.numpy())
+        report("sampling", sum(map(len, parts)), count)
+    return Samples(
+        pixels=np.concatenate(parts),
+        labels=labels.numpy() if classes else None,
+        classes=config.classes,
+        texts=None,
+        provenance=Provenance(run.run_id, config.method, statement(run).to_json()),
+    )
+
+
+def statement(run: Run) -> PrivacyStatement:
+    """What a release of this run says now: the ledger may have learnt of looks and further runs since."""
+    config, ledger = run.config, run.ledger
+    line, head = ledger.head()
+    runs, spent = ledger.runs(), ledger.spent()
+    return PrivacyStatement(
+        plan=run.plan,
+        executed={name: attempts.used for name, attempts in ledger.attempts(run.run_id).items()},
+        release_id=secrets.token_hex(8),
+        ledger=(ledger.public_id() or "", line, head),
+        looks=ledger.looks(),
+        runs=sum(other.counts for other in runs.values()),
+        total=(spent.epsilon, spent.delta),
+        not_private=runs[run.run_id].not_private,
+        declared={
+            "classes": list(config.classes) if config.classes else None,
+            "classes_origin": config.classes_origin and f"declared public by the user ({config.classes_origin})",
+            "class_shares": "uniform",
+            "image": config.image.model_dump(mode="json"),
+        },
+        public_inputs=("No public images or pretrained models were used.",),
+    )
+
+
+def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> Path:
+    """Writes a release folder and notes it on the ledger."""
+    with _writable(out):
+        write_release(samples, out, progress=lambda done: report("writing images", done, len(samples.pixels)))
+    run.ledger.release(run.run_id, samples.provenance.statement["release_id"])
+    return out
+
+
+def finish(run: Run, report: Report = silent, *, hardware: Hardware | None = None) -> Path | None:
+    """Trains if needed, then writes the release that the run was started for. Idempotent."""
+    model = train(run, report, hardware=hardware)
+    release = run.facts["release"]
+    if release is None:
+        return None
+    out = Path(release)
+    if not (out / "DONE").exists():
+        publish(run, draw(run, model, run.config.count, run.config.seed, report, hardware=hardware), out, report)
+    write_json(run.folder / "DONE", {"release": release}, mode=0o600)
+    return out
+
+
+def clean(run: Run, everything: bool) -> str:
+    """Removes what a run keeps of private records, or the whole run folder; says in a sentence what it did.
+
+    Raises:
+        UserError: the run is not finished (its checkpoints are what `resume` needs), unless everything is to go.
+    """
+    run_id = run.run_id
+    if everything:
+        shutil.rmtree(run.folder)
+        return f"Removed the run folder {run.folder}. What the run spent stays on the ledger."
+    if not run.trained:
+        raise UserError(
+            f"The run in {run.folder} is not finished, and cleaning would end it: finish it with sfumato resume, or "
+            "remove it with --all."
+        )
+    for name in ("private", "touches"):
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    return f"Removed decoded pixels and checkpoints of run {run_id}; the model and the ledger stay."
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Turns the operating system's refusals into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({os.strerror(error.errno) if error.errno else error}); nothing that was "
+            "spent is lost: make room or mend the permissions, then resume."
+        ) from error
