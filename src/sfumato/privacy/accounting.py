@@ -291,21 +291,24 @@ def calibrate(
     def price(noise: float, step: float = interval) -> float:
         return _price(_in_order((at_noise(noise), *others)), delta, step)
 
-    grid = next((step for step in (_SEARCH_COARSER * interval, interval) if price(most, step) < target), None)
-    if grid is None:
-        raise PrivacyRefusal(
-            f"No noise keeps the whole plan within epsilon {target:g} at delta {delta:g}: the other touches already use"
-            " this budget up. Give them smaller shares or fewer rounds."
-        )
+    refusal = PrivacyRefusal(
+        f"No noise keeps the whole plan within epsilon {target:g} at delta {delta:g}: the other touches already use"
+        " this budget up. Give them smaller shares or fewer rounds."
+    )
+    if _price(_in_order(others), delta, interval) >= target:
+        raise refusal
+    coarse = _SEARCH_COARSER * interval
     noise, surplus = _guess(at_noise(1.0), gaussian_mu(target, delta)), 0.0
     for _ in range(5):
-        noise = _solve(functools.partial(price, step=grid), target + surplus, noise)
+        noise = _solve(functools.partial(price, step=coarse), target + surplus, noise)
         if noise == least or abs(price(noise) - target) <= 2e-4 * target:
             break
-        surplus = price(noise, grid) - price(noise)
+        surplus = price(noise, coarse) - price(noise)
     noise = round_up_noise(noise)
     while price(noise) > target:
-        noise = round_up_noise(noise * (1 + 1e-6))
+        if noise == most:
+            raise refusal
+        noise = min(round_up_noise(noise * (1 + 1e-6)), most)
     return noise
 
 
@@ -453,8 +456,11 @@ def _solve(price: Callable[[float], float], target: float, start: float) -> floa
         high, low, ratio = low, max(low / ratio, least), ratio * 1.1
     if price(low) <= target:
         return low
+    if price(high) > target:
+        return high
 
     def excess(log_noise: float) -> float:  # nearly linear; an infinite price is made finite for the solver
         return math.log(max(1e-9, min(price(math.exp(log_noise)), 1e6)) / target)
 
-    return math.exp(optimize.brentq(excess, math.log(low), math.log(high), xtol=1e-5))
+    root = optimize.brentq(excess, math.log(low), math.log(high), xtol=1e-5)
+    return min(max(math.exp(root), low), high)

@@ -1,0 +1,92 @@
+"""Class models from one sum: bounded for every picture, right without noise, modest under noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfumato.methods.prototypes import Layout, read_prototypes
+from sfumato.privacy.draws import Draws
+from sfumato.privacy.records import Rows
+
+
+def rows(images: torch.Tensor, labels: torch.Tensor) -> Rows:
+    count = len(images)
+    return Rows(images, labels, torch.ones(count, dtype=torch.bool), Draws(b"", "", 0, [bytes(16)] * count))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    kind=st.sampled_from(["black", "white", "halves", "noise"]),
+    shape=st.sampled_from([(1, 28, 28), (3, 32, 32), (1, 12, 8)]),
+)
+def test_no_picture_reaches_the_clip_norm(kind: str, shape: tuple[int, int, int]) -> None:
+    images = {
+        "black": torch.zeros(2, *shape),
+        "white": torch.full((2, *shape), 255),
+        "halves": torch.cat((torch.zeros(2, *shape[:2], shape[2] // 2), torch.full((2, *shape[:2], shape[2] // 2), 255)), 3),
+        "noise": torch.randint(0, 256, (2, *shape)),
+    }[kind].to(torch.uint8)
+    blocks, vectors = Layout(shape, 4).vectors(rows(images, torch.tensor([0, 3])))
+    assert blocks.tolist() == [0, 3]
+    assert vectors.shape == (2, Layout(shape, 4).block)
+    assert float(vectors.double().norm(dim=1).max()) <= 1.0
+
+
+def small_world(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes with known means; each varies along one smooth direction."""
+    torch.manual_seed(0)
+    grid = torch.linspace(-1, 1, 16)
+    means = torch.stack((grid[None, :].expand(16, 16), grid[:, None].expand(16, 16))) * 0.4
+    direction = 0.3 * torch.cos(2 * grid)[:, None] * torch.cos(grid)[None, :]
+    labels = torch.arange(count) % 2
+    pictures = means[labels] + torch.randn(count, 1, 1) * direction
+    return (((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))[:, None], labels
+
+
+def noiseless(layout: Layout, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
+    blocks, vectors = layout.vectors(rows(images, labels))
+    return torch.zeros(layout.classes, layout.block, dtype=torch.float64).index_add_(0, blocks, vectors.double()).numpy()
+
+
+def test_means_spread_and_counts_are_recovered() -> None:
+    images, labels = small_world(600)
+    layout = Layout((1, 16, 16), 2)
+    found = read_prototypes(noiseless(layout, images, labels), layout, 0.0, floor=1.0)
+    real = images.float() / 127.5 - 1
+    assert torch.allclose(found.counts, torch.tensor([300.0, 300.0]), rtol=1e-4)
+    generator = torch.Generator().manual_seed(1)
+    drawn = found.sample(labels, generator)
+    for number in (0, 1):
+        assert torch.allclose(found.means[number], real[labels == number].mean(0), atol=1e-3)
+        spread = real[labels == number].var(0)
+        assert torch.allclose(drawn[labels == number].var(0), spread, atol=0.03)
+
+
+def test_noise_hides_directions_instead_of_inventing_them() -> None:
+    images, labels = small_world(600)
+    layout = Layout((1, 16, 16), 2)
+    total = noiseless(layout, images, labels)
+    noisy = total + np.random.default_rng(0).normal(0, 300.0, total.shape)
+    found = read_prototypes(noisy, layout, 300.0, floor=30.0)
+    assert not found.factors.any()
+    assert float(found.means.abs().max()) <= 1
+    assert float(found.counts.min()) >= 30
+
+
+def test_an_unconditional_run_has_one_class() -> None:
+    images, labels = small_world(100)
+    blocks, _ = Layout((1, 16, 16), 1).vectors(rows(images, torch.full_like(labels, -1)))
+    assert not blocks.any()
+
+
+@pytest.mark.parametrize(("shape", "coarse"), [((1, 28, 28), 49), ((3, 32, 32), 48), ((3, 64, 64), 48)])
+def test_coarse_versions_are_small_and_never_longer(shape: tuple[int, int, int], coarse: int) -> None:
+    layout, pictures = Layout(shape, 1), torch.randn(4, *shape)
+    low = layout.to_coarse(pictures)
+    assert low.shape == (4, coarse)
+    assert layout.coarse == coarse
+    assert (low.norm(dim=1) <= pictures.flatten(1).norm(dim=1) * (1 + 1e-6)).all()

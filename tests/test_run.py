@@ -1,0 +1,185 @@
+"""The order of things: folders, plan, ledger, model, release; and what a second look at a run finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato import run
+from sfumato.config import validated
+from sfumato.errors import PrivacyRefusal, UserError
+from sfumato.privacy.ledger import Cap, Ledger
+from sfumato.privacy.noise import TestNoise
+from tests.small_set import draw_folder, settings
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("private"))
+
+
+def start(private: Path, tmp_path: Path, name: str = "one", **changes: object) -> run.Run:
+    config = validated(settings(**changes))
+    return run.prepare(config, private, tmp_path / name, tmp_path / f"{name}.run", run.make_plan(config))
+
+
+def test_a_whole_run(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    seen: set[str] = set()
+    out = run.finish(begun, lambda stage, done, of: seen.add(stage))
+    assert out == tmp_path / "one"
+    assert len(list(out.rglob("*.png"))) == 12
+    assert {"private training", "sampling", "writing images"} <= seen
+    statement = json.loads((out / "privacy.json").read_text())
+    assert statement["epsilon"] <= 8.0
+    assert statement["executed"] == {"warm start": 1, "fine-tuning": 5}
+    assert begun.folder.stat().st_mode & 0o777 == 0o700
+    assert not (begun.folder / "private").exists()
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    lines = len(begun.ledger.entries())
+    assert run.finish(begun) == out
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+    assert len(begun.ledger.entries()) == lines
+
+
+def test_nothing_private_is_in_the_release(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    out = run.finish(begun)
+    assert out is not None
+    facts = begun.facts
+    words = [facts["run_id"], facts["key"], str(private), str(tmp_path), begun.ledger.fingerprint(begun.run_id)]
+    for file in out.rglob("*"):
+        if file.is_file():
+            data = file.read_bytes()
+            assert not any(word.encode() in data for word in words), file
+
+
+def test_sampling_is_free_and_repeatable(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    model = run.train(begun)
+    spent = begun.ledger.spent()
+    one, same, other = (run.draw(begun, model, 9, seed) for seed in (1, 1, 2))
+    assert np.array_equal(one.pixels, same.pixels)
+    assert not np.array_equal(one.pixels, other.pixels)
+    assert one.labels is not None
+    assert np.bincount(one.labels).tolist() == [3, 3, 3]
+    loaded = run.load_model(begun)
+    assert np.array_equal(run.draw(begun, loaded, 9, 1).pixels, one.pixels)
+    run.publish(begun, other, tmp_path / "more")
+    assert begun.ledger.spent() == spent
+
+
+def test_two_runs_draw_different_noise(private: Path, tmp_path: Path) -> None:
+    Ledger.open("small").set_cap(Cap(20.0, 1e-4))
+    models = [run.train(start(private, tmp_path, name)) for name in ("one", "two")]
+    assert not torch.equal(models[0].prototypes.means, models[1].prototypes.means)
+
+
+def test_a_second_run_needs_a_higher_cap(private: Path, tmp_path: Path) -> None:
+    run.train(start(private, tmp_path, "one"))
+    second = start(private, tmp_path, "two")
+    with pytest.raises(PrivacyRefusal, match="cap"):
+        run.train(second)
+    assert "intent" not in {entry["kind"] for entry in second.ledger.entries() if entry.get("run") == second.run_id}
+    Ledger.open("small").set_cap(Cap(20.0, 1e-4))
+    run.train(second)
+    statement = run.statement(second)
+    assert statement.runs == 2
+    assert statement.total is not None
+    assert statement.total[0] > 8
+
+
+def test_test_noise_cannot_be_released(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    model = run.train(begun, noise=TestNoise(b"x"))
+    assert (begun.folder / "model-NOT-PRIVATE.safetensors").exists()
+    assert b"NOT PRIVATE" in (begun.folder / "model-NOT-PRIVATE.safetensors").read_bytes()
+    assert "NOT PRIVATE" in begun.ledger.path.read_text()
+    with pytest.raises(PrivacyRefusal, match="NOT PRIVATE"):
+        run.publish(begun, run.draw(begun, model, 3, 0), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_folder_cannot_be_resumed(tmp_path: Path) -> None:
+    private = draw_folder(tmp_path / "private", 30)
+    begun = start(private, tmp_path)
+    run.train(begun)
+    (begun.folder / "TRAINED").unlink()
+    next(private.rglob("*.png")).unlink()
+    with pytest.raises(PrivacyRefusal, match="not what it was"):
+        run.train(begun)
+
+
+def test_an_empty_folder_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    begun = start(tmp_path / "empty", tmp_path)
+    with pytest.raises(UserError, match="no images"):
+        run.train(begun)
+    assert begun.ledger.head()[0] == -1
+
+
+def test_one_image_is_a_data_set(tmp_path: Path) -> None:
+    private = draw_folder(tmp_path / "private", 1)
+    assert run.finish(start(private, tmp_path, public_size=None, classes=None, classes_origin=None)) is not None
+
+
+def test_the_plan_does_not_know_the_folder(private: Path, tmp_path: Path) -> None:
+    other = draw_folder(tmp_path / "other", 31)
+    plans = [start(folder, tmp_path, name).plan for folder, name in ((private, "one"), (other, "two"))]
+    assert plans[0] == plans[1]
+
+
+def test_people(tmp_path: Path) -> None:
+    private = draw_folder(tmp_path / "private", 30)
+    lines = [
+        {"file_name": str(file.relative_to(private)), "label": file.parent.name, "person_id": f"p{number % 10}"}
+        for number, file in enumerate(sorted(private.rglob("*.png")))
+    ]
+    (private / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    begun = start(private, tmp_path, unit="person", public_size=10)
+    run.finish(begun)
+    assert json.loads((begun.folder / "intake.json").read_text())["records"] == 10
+    assert "all images of one person" in run.statement(begun).render()
+
+
+@pytest.mark.parametrize(
+    ("release", "folder", "sentence"),
+    [
+        ("private/out", "x.run", "inside the private folder"),
+        ("private", "x.run", "inside the private folder"),
+        ("out", "private/run", "inside the private folder"),
+        (".", "x.run", "lies inside the release folder"),
+        ("full", "x.run", "already exists"),
+        ("out", "full", "already exists"),
+        ("out", "out/run", "must not lie inside the release"),
+    ],
+)
+def test_folders_that_would_mix(release: str, folder: str, sentence: str, tmp_path: Path) -> None:
+    private = draw_folder(tmp_path / "private", 3)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    with pytest.raises(UserError, match=sentence):
+        run.check_folders(private, tmp_path / release, tmp_path / folder)
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        run.check_folders(tmp_path / "none", tmp_path / "out", tmp_path / "run")
+    with pytest.raises(UserError, match="not a run folder"):
+        run.finish(run.Run(tmp_path))
+
+
+def test_clean(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    with pytest.raises(UserError, match="not finished"):
+        run.clean(begun, everything=False)
+    run.train(begun)
+    run.clean(begun, everything=False)
+    assert not (begun.folder / "touches").exists()
+    run.draw(begun, run.load_model(begun), 3, 0)
+    run.clean(begun, everything=True)
+    assert not begun.folder.exists()
