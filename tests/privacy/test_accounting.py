@@ -23,6 +23,7 @@ from sfumato.privacy.accounting import (
     SMALLEST_GRID_SCALE,
     Histogram,
     IntegerSum,
+    Mechanism,
     Training,
     attacker_power,
     calibrate,
@@ -93,7 +94,7 @@ def test_noise_of_gaussian_releases(target: float, releases: int, at_delta: floa
     exact = noise_for(target, releases, at_delta)
     assert exact == pytest.approx(noise, abs=6e-4)
     assert analytic_epsilon(math.sqrt(releases) / exact, at_delta) == pytest.approx(target, abs=1e-9)
-    assert epsilon([gaussian(exact, releases)], at_delta) == pytest.approx(target, abs=1e-4)
+    assert target <= epsilon([gaussian(exact, releases)], at_delta, COARSE) <= target + 1e-3
 
 
 GAUSSIAN_EPSILON = [
@@ -123,10 +124,9 @@ GAUSSIAN_EPSILON = [
 def test_epsilon_of_gaussian_releases(noise: float, releases: int, at_delta: float, expected: float) -> None:
     exact = analytic_epsilon(math.sqrt(releases) / noise, at_delta)
     assert exact == pytest.approx(expected, abs=6e-5)
-    for mechanism in (gaussian(noise, releases), IntegerSum(noise, releases)):
-        found = epsilon([mechanism], at_delta)
-        assert exact <= found <= exact + 1e-4
-    assert delta([gaussian(noise, releases)], exact) == pytest.approx(at_delta, rel=1e-3)
+    assert exact <= epsilon([gaussian(noise, releases)], at_delta, COARSE) <= exact + 5e-4
+    assert exact <= epsilon([IntegerSum(noise, releases)], at_delta) <= exact + 1e-4
+    assert at_delta <= delta([IntegerSum(noise, releases)], exact) <= 1.001 * at_delta
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,8 @@ def test_noise_of_training(
 
 
 @pytest.mark.parametrize(
-    ("scale", "rounds", "discrete", "continuous"), [(0.7, 1, 6.956, 6.652), (1, 1, 4.430, 4.377), (11.15, 9, 1.004, 1.004)]
+    ("scale", "rounds", "discrete", "continuous"),
+    [(0.7, 1, 6.956, 6.652), (1, 1, 4.430, 4.377), (11.15, 9, 1.004, 1.004)],
 )
 def test_discrete_noise_costs_more_than_continuous(
     scale: float, rounds: int, discrete: float, continuous: float
@@ -241,9 +242,10 @@ def discrete_gaussian(scale: float, centre: int, reach: int) -> NDArray[np.float
     return np.asarray(weights / weights.sum())
 
 
-def brute_delta(scale: float, shift: tuple[int, ...], eps: float, reach: int = 40) -> float:
+def brute_delta(scale: float, shift: tuple[int, ...], eps: float) -> float:
     """Hockey-stick divergence of discrete Gaussian noise around `shift` and around 0, summed over every outcome."""
     upper = lower = np.ones(1)
+    reach = math.ceil(9 * scale) + max(shift)
     for component in shift:
         upper = np.outer(upper, discrete_gaussian(scale, component, reach)).ravel()
         lower = np.outer(lower, discrete_gaussian(scale, 0, reach)).ravel()
@@ -265,10 +267,10 @@ def test_histogram_against_brute_force(scale: float, cells: int, rounds: int) ->
 @pytest.mark.parametrize(
     ("scale", "shift"), [(2.2, (1,)), (3, (3,)), (3, (2, 2)), (4, (9,)), (5, (3, 4)), (5, (0, 1)), (2.5, (1, 1, 1))]
 )
-def test_discrete_noise_is_dominated_by_gaussian_noise_of_smaller_variance(scale: float, shift: tuple[int, ...]) -> None:
+def test_discrete_noise_is_dominated_by_less_gaussian_noise(scale: float, shift: tuple[int, ...]) -> None:
     mu = math.hypot(*shift) / math.sqrt(scale**2 - 4)
     for eps in (-1.0, 0.0, 0.1, 0.5, 1.0, 3.0, 8.0):
-        assert brute_delta(scale, shift, eps, reach=30) <= analytic_delta(mu, eps) + 1e-13
+        assert brute_delta(scale, shift, eps) <= analytic_delta(mu, eps) + 1e-13
 
 
 @pytest.mark.parametrize("shift", [(1000, 0), (600, 800), (280, 960)])
@@ -318,9 +320,10 @@ def test_delta_taken_from_too_few_records() -> None:
 
 def test_neighbours_that_replace_a_record() -> None:
     assert replace_one_epsilon([Histogram(11.154, 1, 9)], N_10240) == pytest.approx(1.465, abs=1e-3)
-    assert replace_one_epsilon([gaussian(4, 2)], 1e-5) == pytest.approx(analytic_epsilon(math.sqrt(2) / 2, 1e-5), abs=1e-4)
-    assert replace_one_epsilon([IntegerSum(4, 2)], 1e-5) == pytest.approx(analytic_epsilon(math.sqrt(2) / 2, 1e-5), abs=1e-4)
-    sampled = [Training(2, 0.01, 500), Histogram(20, 1, 2)]
+    for twice_the_norm in (gaussian(4, 2), IntegerSum(4, 2)):
+        exact = analytic_epsilon(math.sqrt(2) / 2, 1e-5)
+        assert exact <= replace_one_epsilon([twice_the_norm], 1e-5) <= exact + 1e-4
+    sampled: list[Mechanism] = [Training(2, 0.01, 500), Histogram(20, 1, 2)]
     assert epsilon(sampled, 1e-5) < replace_one_epsilon(sampled, 1e-5) < 3 * epsilon(sampled, 1e-5)
 
 
@@ -349,11 +352,13 @@ def test_iterations_that_were_not_charged() -> None:
 # --- cross-check --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("q", "z", "steps", "ratio"), [(0.002, 0.7, 500, 1.97), (0.001, 0.5, 10, 2.91), (0.01, 1, 3000, 1.1)])
+@pytest.mark.parametrize(
+    ("q", "z", "steps", "ratio"), [(0.002, 0.7, 500, 1.97), (0.001, 0.5, 10, 2.91)]
+)
 def test_renyi_above_pld_is_no_disagreement(q: float, z: float, steps: int, ratio: float) -> None:
-    found = cross_check([Training(z, q, steps)], 1e-5)
+    found = cross_check([Training(z, q, steps)], 1e-5, COARSE)
     assert found.rdp / found.pld == pytest.approx(ratio, rel=0.01)
-    assert found.doubled_interval == pytest.approx(found.pld, rel=1e-3)
+    assert found.pld < found.doubled_interval < 1.01 * found.pld
 
 
 def test_pld_above_renyi_is_our_bug(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,16 +400,16 @@ def test_gaussian_mu() -> None:
 @pytest.mark.parametrize("false_alarm", [0.001, 0.05, 0.5])
 def test_power_of_an_attacker_on_gaussian_releases(mu: float, false_alarm: float) -> None:
     exact = stats.norm.cdf(stats.norm.ppf(false_alarm) + mu)
-    found = attacker_power([gaussian(3 / mu, 9)], false_alarm)
+    found = attacker_power([IntegerSum(3 / mu, 9)], false_alarm)
     assert exact - 1e-12 <= found <= exact + 1e-5
 
 
 def test_power_of_an_attacker_elsewhere() -> None:
     assert attacker_power([], 0.05) == pytest.approx(0.05, abs=1e-6)
     assert attacker_power([gaussian(0.1, 100)], 0.05) == 1.0
-    sampled = attacker_power([Training(1, 0.01, 3000)], 0.05)
-    eps = epsilon([Training(1, 0.01, 3000)], 1e-5)
-    assert 0.05 < sampled < math.exp(eps) * 0.05 + 1e-5
+    sampled = attacker_power([Training(1, 0.01, 3000)], 0.01, COARSE)
+    eps = epsilon([Training(1, 0.01, 3000)], 1e-5, COARSE)
+    assert 0.01 < sampled < math.exp(eps) * 0.01 + 1e-5
     with pytest.raises(UserError, match="below 1"):
         attacker_power([], 1.0)
 
@@ -414,13 +419,14 @@ def test_power_of_an_attacker_elsewhere() -> None:
 
 @pytest.mark.parametrize(
     ("q", "steps", "target", "at_delta", "expected"),
-    [(1 / 14, 2100, 1, FMNIST[2], 13.53), (0.034, 1000, 5, 1e-5, 1.194), (0.01, 4000, 1, 1e-5, 2.487)],
+    [(1 / 14, 2100, 1, FMNIST[2], 13.53), (0.034, 1000, 5, 1e-5, 1.21), (0.01, 4000, 1, 1e-5, 2.487)],
 )
 def test_training_noise_is_on_the_safe_side(
     q: float, steps: int, target: float, at_delta: float, expected: float
 ) -> None:
     noise = calibrate(lambda z: Training(z, q, steps), target, at_delta)
-    assert epsilon([Training(noise, q, steps)], at_delta) <= target < epsilon([Training(0.99 * noise, q, steps)], at_delta)
+    assert epsilon([Training(noise, q, steps)], at_delta) <= target
+    assert epsilon([Training(0.99 * noise, q, steps)], at_delta) > target
     assert noise == pytest.approx(expected, rel=1.1e-3)
 
 
@@ -447,6 +453,12 @@ def test_calibrated_noise_is_least(
     assert epsilon([main(0.99 * noise), other], at_delta, COARSE) > target
 
 
+def test_a_search_that_ends_too_low_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = accounting._solve
+    monkeypatch.setattr(accounting, "_solve", lambda price, target, start: 0.98 * solve(price, target, start))
+    assert epsilon([gaussian(calibrate(lambda z: gaussian(z, 1), 1.0, 1e-5, (), COARSE), 1)], 1e-5, COARSE) <= 1.0
+
+
 @pytest.mark.parametrize("target", [1, 10])
 def test_what_shares_cost_the_main_touch(target: float) -> None:
     mu = gaussian_mu(target, 1e-5)
@@ -462,7 +474,7 @@ def test_a_budget_that_others_have_used_up_is_refused() -> None:
 
 
 def test_noise_stays_within_its_range() -> None:
-    noise = calibrate(lambda z: gaussian(z, 1), 100, 0.1, interval=COARSE)
+    noise = calibrate(lambda z: gaussian(z, 1), 100, 0.1, interval=0.01)
     assert noise == NOISE_RANGE[0]
     assert epsilon([gaussian(noise, 1)], 0.1, COARSE) < 100
 
@@ -482,7 +494,7 @@ def test_limits() -> None:
 
 
 def test_the_order_of_listing_changes_no_bit() -> None:
-    parts = [Histogram(9, 1, 2), Training(2, 0.05, 50), IntegerSum(20, 3)]
+    parts: list[Mechanism] = [Histogram(9, 1, 2), Training(2, 0.05, 50), IntegerSum(20, 3)]
     assert epsilon(parts, 1e-6) == epsilon(parts[::-1], 1e-6)
 
 

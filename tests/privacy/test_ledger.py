@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -221,8 +222,11 @@ def test_verify_replays_the_rules_and_not_only_the_hashes(tmp_path: Path) -> Non
     ledger.path.write_bytes(forge([line for line in lines if b'"kind":"intent"' not in line]))
     assert "Line 3 " in Ledger.verify(ledger.path)[0]
     assert "no intent" in Ledger.verify(ledger.path)[0]
+    twice = [line for line in lines for _ in range(1 + (b'"kind":"intent"' in line))]
+    ledger.path.write_bytes(forge(twice))
+    assert "Line 4 " in Ledger.verify(ledger.path)[0]
     ledger.path.write_bytes(forge([line.replace(b'"epsilon":3.0', b'"epsilon":0.5') for line in lines]))
-    assert "raise the cap" in Ledger.verify(ledger.path)[0]
+    assert "does not allow this plan" in Ledger.verify(ledger.path)[0]
     ledger.path.write_bytes(forge([line.replace(b'"kind":"look"', b'"kind":"gaze"') for line in lines]))
     assert "newer" in Ledger.verify(ledger.path)[0]
     ledger.path.write_bytes(forge([line.replace(b'"unit":"image",', b"") for line in lines]))
@@ -263,6 +267,20 @@ def test_a_ledger_moved_away_and_back_is_the_same_ledger(ledger: Ledger) -> None
     ledger.path.rename(ledger.path.with_name("elsewhere"))
     ledger.path.write_bytes(content)
     assert ledger.intent("run", "votes") == 1
+
+
+def test_a_file_system_without_locks_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan(ledger)
+    handles = os.listdir("/proc/self/fd")
+
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for act in (lambda: ledger.intent("run", "votes"), ledger.head):
+        with pytest.raises(UserError, match="locked"):
+            act()
+    assert os.listdir("/proc/self/fd") == handles
 
 
 def test_verify_of_nothing_is_an_error(tmp_path: Path) -> None:
@@ -476,7 +494,7 @@ def test_imports_count_even_beyond_the_cap(ledger: Ledger) -> None:
 
 def test_an_import_before_any_cap_asks_for_one(ledger: Ledger) -> None:
     ledger.import_(1.0, 1e-6, "a generator trained elsewhere")
-    with pytest.raises(PrivacyRefusal, match=r"has no cap: `sfumato ledger cap clinic --epsilon 1\.5 --delta 2e-06`"):
+    with pytest.raises(PrivacyRefusal, match=r"has no cap\. `sfumato ledger cap clinic --epsilon 1\.5 --delta 2e-06`"):
         plan(ledger)
     ledger.set_cap(Cap(1.5, 2e-6))
     plan(ledger)
@@ -511,7 +529,7 @@ def test_renyi_filter_adds_rdp_at_its_order_and_nothing_else(ledger: Ledger) -> 
         plan(ledger, run, share)  # the epsilons add up to 5.7: under this filter they do not matter
     with pytest.raises(PrivacyRefusal, match="--filter renyi --order 16`"):
         plan(ledger, "four", Charge(0.0, 0.0, {"16": 1e-9}))
-    with pytest.raises(PrivacyRefusal, match="states its RDP at order 16"):
+    with pytest.raises(PrivacyRefusal, match="do not state their RDP"):
         plan(ledger, "four", Charge(0.0, 0.0, {"4": 0.0}))
     assert set(ledger.spent().rdp or {}) == {"16", "4"}
 
@@ -532,7 +550,7 @@ def test_the_raise_that_a_refusal_proposes_is_enough(spent: float, epsilon: floa
 def test_an_import_without_rdp_closes_a_renyi_cap(ledger: Ledger) -> None:
     ledger.set_cap(Cap(3.0, 1e-5, "renyi", 16))
     ledger.import_(0.1, 0.0, "elsewhere")
-    with pytest.raises(PrivacyRefusal, match="not every charge states its RDP"):
+    with pytest.raises(PrivacyRefusal, match="do not state their RDP"):
         plan(ledger, charge=Charge(0.1, 1e-6, {"16": 0.01}))
 
 
@@ -799,13 +817,19 @@ while True:
 
 
 def test_two_processes_race_for_the_last_budget_and_one_wins(tmp_path: Path) -> None:
-    names = [f"set-{number}" for number in range(25)]
+    names = [f"set-{number}" for number in range(8)]
     for name in names:
         Ledger.open(name, tmp_path / name).set_cap(Cap(1.0, 1e-5))
     racers = [
         script(
             """
+import time
 folder, run = sys.argv[1:]
+write = os.write
+def slowly(handle, data):  # widens the gap between the check and the append
+    time.sleep(0.05)
+    return write(handle, data)
+os.write = slowly
 print("ready", flush=True)
 for name in sys.stdin.readline().split():
     try:
@@ -841,7 +865,7 @@ shared = Ledger.open("clinic", sys.argv[1])
 def work(ledger):
     while True:
         try:
-            print(ledger.intent("run", "votes"), flush=True)
+            os.write(1, b"%d\\n" % ledger.intent("run", "votes"))
         except PrivacyRefusal:
             return
 ledgers = shared, shared, Ledger.open("clinic", sys.argv[1])
@@ -976,3 +1000,13 @@ def test_overlap_names_the_data_sets_that_share_a_file(tmp_path: Path) -> None:
     school.remember(prints[6:])
     assert school.overlap(prints) == ["clinic"]
     assert clinic.overlap(prints) == ["school"]
+
+
+def test_nothing_remembered_at_the_same_time_is_lost(ledger: Ledger) -> None:
+    prints = [bytes([number]) * 16 for number in range(8)]
+    threads = [threading.Thread(target=reopened(ledger).remember, args=([digest],)) for digest in prints]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ledger.path.with_suffix(".prints").read_bytes() == b"".join(prints)

@@ -83,11 +83,16 @@ class Cap:
             raise UserError("A cap has filter `sum` and no order, or `renyi` with an order above 1 and delta above 0.")
         object.__setattr__(self, "order", float(self.order))
         if self.rdp_budget() <= 0:
-            raise UserError(f"No RDP converts to a cap of {self}: give a higher order, epsilon or delta.")
+            raise UserError(
+                f"No RDP at order {self.order} converts to epsilon {self.epsilon} and delta {self.delta}: "
+                "give a higher order, epsilon or delta."
+            )
 
     def __str__(self) -> str:
-        counted = "" if self.order is None else f", counted by RDP at order {_order_name(self.order)}"
-        return f"epsilon {self.epsilon!r} and delta {self.delta!r}{counted}"
+        words = f"epsilon {self.epsilon!r} and delta {self.delta!r}"
+        if self.order is None:
+            return words
+        return f"{words} (RDP {float(self.rdp_budget()):.6g} at order {_order_name(self.order)})"
 
     def rdp_budget(self) -> Fraction:
         """epsilon + log(a / (a - 1)) + (log delta + log a) / (a - 1) at order a, less more than its rounding error."""
@@ -103,8 +108,16 @@ class Cap:
         if self.order is None:
             epsilon, delta = _sum(c.epsilon for c in charges), _sum(c.delta for c in charges)
             return epsilon <= _exact(self.epsilon) and delta <= _exact(self.delta)
-        rdp = [c.rdp_at(self.order) for c in charges]
-        return None not in rdp and _sum(value for value in rdp if value is not None) <= self.rdp_budget()
+        rdp = self._rdp(charges)
+        return rdp is not None and rdp <= self.rdp_budget()
+
+    def counted(self, charges: Iterable[Charge]) -> str:
+        """What `charges` add up to by the cap's filter, in words."""
+        charges = list(charges)
+        if self.order is None:
+            return str(total_of(charges))
+        rdp = self._rdp(charges)
+        return "an RDP that is not known" if rdp is None else f"RDP {float(rdp):.6g}"
 
     def raised_for(self, charges: Iterable[Charge]) -> Cap | None:
         """The cap with epsilon and delta raised until it admits `charges`; None if they cannot be counted its way."""
@@ -112,12 +125,17 @@ class Cap:
         if self.order is None:
             total = total_of(charges)
             return Cap(max(total.epsilon, self.epsilon), max(total.delta, self.delta))
-        rdp = [c.rdp_at(self.order) for c in charges]
-        if None in rdp:
+        rdp = self._rdp(charges)
+        if rdp is None:
             return None
-        lack = _sum(value for value in rdp if value is not None) - self.rdp_budget()
-        epsilon = math.ceil(1000 * (self.epsilon + max(0.0, float(lack))) + 1e-3) / 1000
-        return Cap(epsilon, self.delta, "renyi", self.order)
+        lack = max(0.0, float(rdp - self.rdp_budget()))
+        return Cap(math.ceil(1000 * (self.epsilon + lack) + 1e-3) / 1000, self.delta, "renyi", self.order)
+
+    def _rdp(self, charges: list[Charge]) -> Fraction | None:
+        assert self.order is not None
+        rdp = [charge.rdp_at(self.order) for charge in charges]
+        known = [value for value in rdp if value is not None]
+        return _sum(known) if len(known) == len(rdp) else None
 
 
 @dataclass
@@ -253,7 +271,7 @@ class Book:
             )
         if not cap.admits(charges):
             raise PrivacyRefusal(
-                f"Data set {self.dataset} has already spent {total_of(charges)}, more than a cap of {cap} allows: "
+                f"Data set {self.dataset} has already spent {cap.counted(charges)}, more than a cap of {cap} allows. "
                 f"{self._remedy(cap, charges)}"
             )
         self.cap, self.cap_is_implicit = cap, implicit
@@ -287,22 +305,25 @@ class Book:
         charges, wanted = self.charges(), [*self.charges(), run.charge]
         if self.cap is None:
             raise PrivacyRefusal(
-                f"Data set {self.dataset} has spent {total_of(charges)} elsewhere and has no cap: "
+                f"Data set {self.dataset} has spent {total_of(charges)} elsewhere and has no cap. "
                 f"{self._remedy(Cap(0.0, 0.0), wanted)}"
             )
         if not self.cap.admits(wanted):
             raise PrivacyRefusal(
-                f"Data set {self.dataset} has spent {total_of(charges)} of its cap of {self.cap}; this plan costs "
-                f"{run.charge}, which the cap does not allow. Plan a cheaper run, or decide to raise the cap: "
+                f"Data set {self.dataset} has spent {self.cap.counted(charges)} of its cap of {self.cap}, which does "
+                f"not allow this plan for {self.cap.counted([run.charge])}. Plan a cheaper run. "
                 f"{self._remedy(self.cap, wanted)}"
             )
 
     def _remedy(self, cap: Cap, charges: list[Charge]) -> str:
         raised = cap.raised_for(charges)
+        order = "" if cap.order is None else f" --filter renyi --order {_order_name(cap.order)}"
         if raised is None:
-            return f"not possible, for not every charge states its RDP at order {cap.order}."
-        order = "" if raised.order is None else f" --filter renyi --order {_order_name(raised.order)}"
-        return f"`sfumato ledger cap {self.dataset} --epsilon {raised.epsilon!r} --delta {raised.delta!r}{order}`."
+            return f"No cap with{order} can count charges that do not state their RDP there."
+        return (
+            f"`sfumato ledger cap {self.dataset} --epsilon {raised.epsilon!r} --delta {raised.delta!r}{order}` "
+            "sets a cap that would do."
+        )
 
 
 def total_of(charges: Iterable[Charge]) -> Charge:

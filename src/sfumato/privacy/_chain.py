@@ -123,22 +123,18 @@ class Chain(Generic[S]):
 
     @contextlib.contextmanager
     def _locked(self, flags: int, lock: int) -> Iterator[int]:
-        with self._mutex:
+        with self._mutex, contextlib.ExitStack() as stack:
             try:
                 handle = os.open(self.path, flags, 0o600)
-            except OSError as fault:
-                raise UserError(f"The ledger {self.path} cannot be opened ({fault.strerror}).") from fault
-            try:
+                stack.callback(_unlock_and_close, handle)
                 fcntl.flock(handle, lock)
+            except OSError as fault:
+                raise UserError(f"The ledger {self.path} cannot be opened and locked ({fault.strerror}).") from fault
+            try:
                 yield handle
             except BaseException:
                 self._forget()  # the state may be ahead of the file: understand it anew next time
                 raise
-            finally:
-                with contextlib.suppress(OSError):
-                    # Closing is not enough: a child forked meanwhile by another thread shares the lock.
-                    fcntl.flock(handle, fcntl.LOCK_UN)
-                os.close(handle)
 
     def _catch_up(self, handle: int) -> None:
         status = os.fstat(handle)
@@ -147,9 +143,12 @@ class Chain(Generic[S]):
             self._forget()
             self._identity = identity
         if status.st_size > self._offset:
-            with open(handle, "rb", buffering=0, closefd=False) as file:
-                file.seek(self._offset)
-                *lines, rest = file.readall().split(b"\n")
+            try:
+                with open(handle, "rb", buffering=0, closefd=False) as file:
+                    file.seek(self._offset)
+                    *lines, rest = file.readall().split(b"\n")
+            except OSError as fault:
+                raise UserError(f"The ledger {self.path} cannot be read ({fault.strerror}).") from fault
             for line in lines:
                 try:
                     self._take(line)
@@ -217,6 +216,13 @@ def _unseal(line: bytes) -> Entry:
     except ValueError:
         raise PrivacyRefusal("it is not JSON.") from None
     return entry
+
+
+def _unlock_and_close(handle: int) -> None:
+    # Closing alone would not do: a child that another thread forked meanwhile has a copy of the handle, and the lock.
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _is_missing(path: Path) -> bool:

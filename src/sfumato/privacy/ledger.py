@@ -48,9 +48,9 @@ class Ledger:
 
     *Guarantee:* a method that appends returns when the line is on disk; checks and append are one step for all threads
     and processes. Whatever is killed when, standing plans stay within the cap and intents within their plans.
-    *Does not cover:* a ledger replaced by an older copy between two processes (`verify` against a quoted head finds
-    it); two names for one data set (`overlap` warns); file systems whose `flock` or `fsync` lies; a child forked while
-    another thread is inside a method (it must open its own ledger).
+    *Does not cover:* a ledger removed, or replaced by an older copy, between two processes (`verify` against a quoted
+    head finds it); two names for one data set (`overlap` warns); file systems whose `flock` or `fsync` lies; a child
+    forked while another thread is inside a method (it must open its own ledger).
     """
 
     def __init__(self, dataset: str, path: Path) -> None:
