@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from sfumato import run
+from sfumato.config import RunConfig
+from sfumato.privacy.plan import Plan
 
 CLASSES = ("bars", "disc", "ring")
 SMALL: dict[str, Any] = {
@@ -36,6 +41,12 @@ def draw_folder(root: Path, count: int = 90, size: int = 16) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((picture * 220 + 15).astype(np.uint8)).save(folder / f"{number:04d}.png")
     return root
+
+
+@functools.cache
+def plan_of(config: RunConfig) -> Plan:
+    """The plan of a configuration, calibrated once for all tests that use it."""
+    return run.make_plan(config)
 
 
 def settings(**changes: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sfumato.data.decode import ImageSpec
 from sfumato.errors import UserError
 from sfumato.methods.privimage import PrivImageConfig
+from sfumato.privacy.ledger import Ledger
 
 
 class ImageConfig(BaseModel):
@@ -70,6 +71,12 @@ class RunConfig(BaseModel):
     def _finite(cls, value: float) -> float:
         if not math.isfinite(value):
             raise ValueError("must be a finite number")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _well_named(cls, value: str) -> str:
+        Ledger.open(value)
         return value
 
     @model_validator(mode="after")

@@ -205,8 +205,9 @@ def _intake(
         progress=one_more,
     )
     if found.images == 0:
-        raise UserError(f"There are no images in {facts['private']}; nothing was spent.")
-    digests = [found.digests[i : i + 16] for i in range(0, len(found.digests), 16)]
+        raise UserError("There are no images in the private folder; nothing was spent.")
+    parts = (found.digests[place : place + 16] for place in range(0, len(found.digests), 16))
+    digests = [digest for digest in parts if any(digest)]  # unreadable files have none
     write_json(
         run.folder / "intake.json",
         found._replace(digests=b"")._asdict() | {"digests": None, "also_in": ledger.overlap(digests)},

@@ -8,7 +8,7 @@ from typing import Any
 
 from sfumato.data.release import verify_release
 from sfumato.errors import UserError
-from sfumato.privacy.ledger import Ledger
+from sfumato.privacy.ledger import TORN, Ledger
 from sfumato.privacy.plan import Plan
 
 
@@ -53,7 +53,7 @@ def ledger_problems(dataset: str, path: Path | None, release: Path | None) -> li
     """What is wrong with a ledger, against what a release quotes of it."""
     ledger = Ledger.open(dataset, path)
     if release is None:
-        return Ledger.verify(ledger.path)
+        return _broken(ledger)
     try:
         statement = json.loads((release / "privacy.json").read_text())
     except (OSError, ValueError) as error:
@@ -63,7 +63,12 @@ def ledger_problems(dataset: str, path: Path | None, release: Path | None) -> li
 
 def _against(ledger: Ledger, statement: dict[str, Any]) -> list[str]:
     quoted = statement["data_set"]
-    return Ledger.verify(ledger.path, (quoted["ledger_line"], quoted["ledger_hash"]))
+    return _broken(ledger, (quoted["ledger_line"], quoted["ledger_hash"]))
+
+
+def _broken(ledger: Ledger, against: tuple[int, str] | None = None) -> list[str]:
+    """Problems of a ledger; a line that a crash cut short is none, since the next append heals it."""
+    return [problem for problem in Ledger.verify(ledger.path, against) if problem != TORN]
 
 
 def ledger_report(dataset: str, path: Path | None, as_json: bool) -> str:

@@ -213,9 +213,7 @@ def test_what_renyi_noise_costs_by_pld(
         (60_000, 1e-5, 8192, 300, {1: 8.95, 10: 1.40}),
     ],
 )
-def test_noise_of_training(
-    records: int, at_delta: float, batch: int, steps: int, noises: dict[float, float]
-) -> None:
+def test_noise_of_training(records: int, at_delta: float, batch: int, steps: int, noises: dict[float, float]) -> None:
     for target, noise in noises.items():
         found = epsilon([Training(noise, batch / records, steps)], at_delta, COARSE)
         assert found == pytest.approx(target, rel=0.006 + 0.015 / noise)  # the noise is given to 2 decimals
@@ -352,9 +350,7 @@ def test_iterations_that_were_not_charged() -> None:
 # --- cross-check --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("q", "z", "steps", "ratio"), [(0.002, 0.7, 500, 1.97), (0.001, 0.5, 10, 2.91)]
-)
+@pytest.mark.parametrize(("q", "z", "steps", "ratio"), [(0.002, 0.7, 500, 1.97), (0.001, 0.5, 10, 2.91)])
 def test_renyi_above_pld_is_no_disagreement(q: float, z: float, steps: int, ratio: float) -> None:
     found = cross_check([Training(z, q, steps)], 1e-5, COARSE)
     assert found.rdp / found.pld == pytest.approx(ratio, rel=0.01)

@@ -44,18 +44,18 @@ Copyright 2017 Zalando SE, https://tech.zalando.com
 
 The MIT License (MIT)
 
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
-files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use,
-copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
-Software is furnished to do so, subject to the following conditions:
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
 
 The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
 Software.
 
 THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
 WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
-ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 
 MAX_DOWNLOAD = 2**27  # bytes
@@ -87,9 +87,10 @@ class _Unavailable(Exception):  # noqa: N818 - one source has nothing, the next 
 def fetch(name: str, out: Path, progress: Callable[[int], None] | None = None) -> Path:
     """Puts a public image set into `out` as `train/CLASS/00000.png` and `test/CLASS/00000.png`.
 
-    Fashion-MNIST (Xiao, Rasul and Vollgraf 2017; 60,000 + 10,000 grey images, 28 x 28, 10 classes) comes from the Debian
-    package `dataset-fashion-mnist`, installed or downloaded by apt without root, or else from its authors' address.
-    Whatever the source, the content must have the pinned checksums. A folder that an earlier call finished is left alone.
+    Fashion-MNIST (Xiao, Rasul and Vollgraf 2017; 60,000 + 10,000 grey images, 28 x 28, 10 classes) comes from the
+    Debian package `dataset-fashion-mnist`, installed or downloaded by apt without root, or else from its authors'
+    address. Whatever the source, the content must have the pinned checksums. A folder that an earlier call finished is
+    left alone.
 
     Args:
         name: one of `NAMES`.
@@ -197,8 +198,8 @@ def _fashion_mnist_files() -> dict[str, bytes]:
         except _Unavailable as reason:
             reasons.append(str(reason))
     raise UserError(
-        f"Fashion-MNIST cannot be fetched: {'; '.join(reasons)}. Connect this machine to the internet or to a Debian mirror, "
-        f"or install the Debian package {FASHION_MNIST_PACKAGE}, and try again."
+        f"Fashion-MNIST cannot be fetched: {'; '.join(reasons)}. Connect this machine to the internet or to a Debian "
+        f"mirror, or install the Debian package {FASHION_MNIST_PACKAGE}, and try again."
     )
 
 

@@ -1,7 +1,7 @@
 """Images out: a folder that may be published as a whole, and the check that it still is what was written.
 
-A release holds images, `metadata.jsonl`, a dataset card, Croissant metadata, the privacy statement, a report and checksums,
-and nothing else. Its bytes follow from the samples and the title alone: no time, no host, no path.
+A release holds images, `metadata.jsonl`, a dataset card, Croissant metadata, the privacy statement, a report and
+checksums, and nothing else. Its bytes follow from the samples and the title alone: no time, no host, no path.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ SHEET_ROWS, SHEET_COLUMNS, SHEET_TILE = 12, 12, 56  # report: rows, columns, lea
 # Folder names that every file system and tool reads alike. Loaders that split data by folder names would take a
 # class "test" or "dev board" for a split.
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 _-]{0,62}[A-Za-z0-9])?")
-_SPLIT = re.compile(r"(?i)(?:^|[-_ 0-9])(?:train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?:[-_ 0-9]|$)")
+_SPLIT = re.compile(
+    r"(?i)(?:^|[-_ \d])(?:train(?:ing)?|val(?:id(?:ation)?)?|dev|test(?:ing)?|eval(?:uation)?)(?:[-_ \d]|$)"
+)
 _DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])")
 _MANIFEST_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\\]+)")
 
@@ -97,8 +99,9 @@ def write_release(
 ) -> Path:
     """Writes a publishable folder; it appears as a whole or not at all.
 
-    Layout: `images/CLASS/000000.png` numbered through the release (`images/000000.png` without labels), where folders are
-    called `class-0000` and so on if a class name does not make a plain folder name; the labels are in `metadata.jsonl`.
+    Layout: `images/CLASS/000000.png` numbered through the release (`images/000000.png` without labels), where folders
+    are called `class-0000` and so on if a class name does not make a plain folder name; the labels are in
+    `metadata.jsonl`.
 
     Args:
         samples: with provenance from a run that was private.
@@ -147,7 +150,8 @@ def verify_release(folder: Path) -> list[Finding]:
     """Looks for everything that keeps a folder from being the release that was written.
 
     Checked are the marker, the manifest in both directions, links and odd names, the statement, what card and
-    report quote from it, and that the metadata names the images. Whether the ledger agrees is for the caller, who has it.
+    report quote from it, and that the metadata names the images. Whether the ledger agrees is for the caller, who has
+    it.
 
     Returns:
         What is wrong, sorted by path; empty if nothing is.
@@ -162,7 +166,8 @@ def verify_release(folder: Path) -> list[Finding]:
     listed = _manifest(folder, found, findings)
     findings += [Finding(name, "is missing") for name in listed.keys() - found]
     findings += [Finding(name, "is not in the manifest") for name in found - listed.keys() - {MANIFEST, DONE}]
-    findings += [Finding(name, "has changed") for name in listed.keys() & found if _digest(folder, name) != listed[name]]
+    both = listed.keys() & found
+    findings += [Finding(name, "has changed") for name in both if _digest(folder, name) != listed[name]]
     findings += _compare_pages(folder, found)
     findings += _compare_metadata(folder, found)
     return sorted(set(findings), key=lambda finding: (finding.path, finding.problem))
@@ -179,8 +184,7 @@ def _admit(samples: Samples) -> dict[str, Any]:
     statement = provenance.statement
     if statement.get("not_private") is not False:
         raise PrivacyRefusal("These samples are NOT PRIVATE: their run used test noise, so they cannot be released.")
-    numbers = [statement.get(name) for name in ("epsilon", "delta")]
-    limited = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) and n >= 0 for n in numbers)
+    limited = all(_is_limit(statement.get(name)) for name in ("epsilon", "delta"))
     if not limited or not statement.get("text") or not statement.get("release_id"):
         raise PrivacyRefusal(
             "The statement of these samples does not give epsilon, delta, a text and a release id; nothing is released "
@@ -189,12 +193,16 @@ def _admit(samples: Samples) -> dict[str, Any]:
     return statement
 
 
+def _is_limit(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 def _check_form(samples: Samples) -> None:
     pixels, labels, classes, texts = samples.pixels, samples.labels, samples.classes, samples.texts
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not pixels.size:
         raise UserError(
-            f"The images are {pixels.dtype} of shape {pixels.shape}; give a uint8 array (N, 1 or 3, height, width) with "
-            "at least one image."
+            f"The images are {pixels.dtype} of shape {pixels.shape}; give a uint8 array (N, 1 or 3, height, width) "
+            "with at least one image."
         )
     if (labels is None) != (classes is None):
         raise UserError("Labels and class names belong together; give both or neither.")

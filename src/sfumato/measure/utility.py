@@ -30,7 +30,7 @@ from sfumato.nets.classifier import ConvNet
 BATCH = 128
 EPOCHS = 10  # but at least LEAST and at most MOST images are shown in all
 LEAST, MOST = 100_000, 600_000
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # Nesterov; a triangle over the steps with its tip at WARMUP
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.2, 0.9, 5e-4  # Nesterov; a triangle over the steps with its tip at WARMUP
 WARMUP = 0.2
 LABEL_SMOOTHING = 0.1
 SHIFT = 1 / 28  # of the side, in both directions
@@ -140,28 +140,32 @@ def read_folder(folder: Path, spec: ImageSpec | None = None) -> Labelled:
     entries = [entry for entry in source.entries() if entry.label is not None]
     key = bytes(16)  # the digests are not used
     decoded = source.decode((entry.identity for entry in entries), spec, key)
-    read = [(image.pixels, entry.label) for image, entry in zip(decoded, entries, strict=True) if image.pixels is not None]
+    read = [
+        (image.pixels, str(entry.label))
+        for image, entry in zip(decoded, entries, strict=True)
+        if image.pixels is not None
+    ]
     if not read:
         raise UserError(f"There are no readable images with labels in {folder}.")
-    classes = tuple(sorted({str(label) for _, label in read}))
+    classes = tuple(sorted({label for _, label in read}))
     number = {name: index for index, name in enumerate(classes)}
-    return Labelled(
-        np.stack([pixels for pixels, _ in read]), np.array([number[str(label)] for _, label in read]), classes
-    )
+    return Labelled(np.stack([pixels for pixels, _ in read]), np.array([number[label] for _, label in read]), classes)
 
 
 def _spec_of(folder: Path) -> ImageSpec:
     """The shape of the folder's first readable image."""
     for entry in ImageFolder(folder, workers=0).entries():
         try:
-            with open_regular(Path(folder), entry.identity.split("/")) as file, Image.open(file, formats=FORMATS) as image:
+            with open_regular(Path(folder), entry.identity.split("/")) as file:
+                image = Image.open(file, formats=FORMATS)
                 width, height = image.size
                 grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
         if max(width, height) > LONGEST_SIDE:
             raise UserError(
-                f"The images in {folder} have sides of more than {LONGEST_SIDE} pixels; name the shape to bring them to."
+                f"The images in {folder} have sides of more than {LONGEST_SIDE} pixels; name the shape to bring them "
+                "to."
             )
         return ImageSpec(height, width, 1 if grey else 3)
     raise UserError(f"There are no readable images with labels in {folder}.")
@@ -179,22 +183,22 @@ def _train_cnn(known: Labelled, device: str, progress: Progress) -> Predictor:
     count, channels, height, width = known.pixels.shape
     batch = min(BATCH, count)
     steps = min(max(EPOCHS * count, LEAST), MOST) // batch
-    scale = known.pixels.mean() / 255, max(float(known.pixels.std()) / 255, 1e-3)
+    mean, deviation = float(known.pixels.mean()) / 255, max(float(known.pixels.std()) / 255, 1e-3)
 
     def inputs(pixels: np.ndarray) -> Tensor:
         # Channels last, without which processors are not faster in bf16.
-        return ((torch.from_numpy(pixels).to(place).float() / 255 - scale[0]) / scale[1]).contiguous(
-            memory_format=torch.channels_last
-        )
+        images: Tensor = (torch.from_numpy(pixels).to(place).float() / 255 - mean) / deviation
+        return images.contiguous(memory_format=torch.channels_last)
 
     def logits(images: Tensor) -> Tensor:
         with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-            output: Tensor = network(images)
-        return output.float()
+            output: Tensor = network(images).float()
+        return output
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        network = ConvNet(channels, len(known.classes), max(height, width)).to(place, memory_format=torch.channels_last)
+        network = ConvNet(channels, len(known.classes), max(height, width)).to(place)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         optimiser = torch.optim.SGD(
             network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
         )
@@ -210,7 +214,7 @@ def _train_cnn(known: Labelled, device: str, progress: Progress) -> Predictor:
             images = _shifted(known.pixels[chosen.numpy()])
             loss = F.cross_entropy(logits(inputs(images)), labels[chosen].to(place), label_smoothing=LABEL_SMOOTHING)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
             progress(step + 1, steps)
@@ -232,7 +236,8 @@ def _shifted(pixels: np.ndarray) -> np.ndarray:
     moves = torch.randint(-reach, reach + 1, (2, count, 1)).numpy()
     rows = np.clip(np.arange(height) + moves[0], 0, height - 1)
     columns = np.clip(np.arange(width) + moves[1], 0, width - 1)
-    moved: np.ndarray = pixels.transpose(0, 2, 3, 1)[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None]]
+    which = np.arange(count)[:, None, None]
+    moved: np.ndarray = pixels.transpose(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]]
     return moved.transpose(0, 3, 1, 2)
 
 
