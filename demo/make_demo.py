@@ -1,7 +1,7 @@
 """The main job on real images: Fashion-MNIST as the private folder, 10,000 synthetic images as the release.
 
-Run by `make demo`. Leaves `demo/release/`, `demo/contact-sheet.png` and `demo/demo.json`. Fashion-MNIST is public, so the
-demo keeps a ledger of its own and starts it anew each time; a real data set's ledger is never removed.
+Run by `make demo`. Leaves `demo/release/`, `demo/contact-sheet.png` and `demo/demo.json`. Fashion-MNIST is public, so
+the demo keeps a ledger of its own and starts it anew each time; a real data set's ledger is never removed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main() -> None:
     pixels, labels, classes = read_folder(RELEASE)
     contact_sheet(pixels, labels, rows=10, columns=16, scale=2, classes=classes).save(DEMO / "contact-sheet.png")
     (DEMO / "demo.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"  CNN {facts['accuracy']} %, logistic regression {facts['logistic']} %, after {facts['seconds']:.0f} seconds")
+    print(
+        f"  CNN {facts['accuracy']} %, logistic regression {facts['logistic']} %, after {facts['seconds']:.0f} seconds"
+    )
     print(f"The release is in {RELEASE}; its contact sheet is {DEMO / 'contact-sheet.png'}.")
 
 

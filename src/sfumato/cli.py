@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,7 +183,9 @@ def sample(
     finished = run.Run(run_dir)
     with _progress(as_json) as report:
         model = run.load_model(finished)
-        run.publish(finished, run.draw(finished, model, count, seed, report, hardware=choose_hardware(device)), out_dir, report)
+        run.publish(
+            finished, run.draw(finished, model, count, seed, report, hardware=choose_hardware(device)), out_dir, report
+        )
     _print_release(out_dir, as_json)
 
 
@@ -379,7 +382,14 @@ def _print_release(out: Path, as_json: bool) -> None:
 def _progress(quiet: bool, folder: Path | None = None) -> Iterator[Report]:
     """Progress bars on standard error, and JSON lines in the run folder for other programs."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars: dict[str, Any] = {}
@@ -390,8 +400,12 @@ def _progress(quiet: bool, folder: Path | None = None) -> Iterator[Report]:
                 bars[stage] = progress.add_task(stage, total=of)
             progress.update(bars[stage], completed=done)
             if folder is not None and folder.is_dir():
-                with open(folder / "progress.jsonl", "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                    file.write(json.dumps({"stage": stage, "done": done, "of": of}) + "\n")
+                with open(
+                    folder / "progress.jsonl", "a", opener=lambda path, flags: os.open(path, flags, 0o600)
+                ) as file:
+                    file.write(
+                        json.dumps({"time": round(time.time(), 2), "stage": stage, "done": done, "of": of}) + "\n"
+                    )
 
         yield report
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -38,3 +40,14 @@ def choose_hardware(name: str = "auto") -> Hardware:
     except OSError:
         flags = ""
     return Hardware(torch.device("cpu"), "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32")
+
+
+def keep_freed_memory() -> None:
+    """Asks the C library to keep what is freed; without it, fresh pages are a quarter of a training step.
+
+    Sets glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD; does nothing on other C libraries.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):
+            mallopt(parameter, value)

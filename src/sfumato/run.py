@@ -25,7 +25,7 @@ from sfumato.config import RunConfig, validated
 from sfumato.data.folder import ImageFolder
 from sfumato.data.release import Provenance, Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
-from sfumato.hardware import Hardware, choose_hardware
+from sfumato.hardware import Hardware, choose_hardware, keep_freed_memory
 from sfumato.methods import privimage
 from sfumato.methods.privimage import PrivImageModel
 from sfumato.privacy.ledger import Charge, Ledger
@@ -160,6 +160,7 @@ def train(
     noise = noise or Noise()
     if run.trained:
         return load_model(run)
+    keep_freed_memory()
     with _writable(run.folder):
         records = _intake(run, config, facts, plan, ledger, report, not noise.private)
         session = Session(records, plan, ledger, run.run_id, run.folder, noise)

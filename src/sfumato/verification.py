@@ -34,7 +34,9 @@ def verify(folder: Path, dataset: str | None = None, ledger: Path | None = None)
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         return [*problems, f"privacy.json cannot be read as a statement ({type(error).__name__})."], checked
     if recomputed > statement["epsilon"] or plan.delta > statement["delta"]:
-        problems.append(f"The plan costs epsilon {recomputed:g}, more than the {statement['epsilon']:g} that is stated.")
+        problems.append(
+            f"The plan costs epsilon {recomputed:g}, more than the {statement['epsilon']:g} that is stated."
+        )
     elif plan.sha256() != statement["plan_sha256"]:
         problems.append("The statement's plan is not the one whose hash it quotes.")
     else:
@@ -106,5 +108,7 @@ def ledger_report(dataset: str, path: Path | None, as_json: bool) -> str:
     for run in runs:
         used = ", ".join(f"{touch} {a} of {b}" for touch, (a, b) in run["attempts"].items())  # type: ignore[attr-defined]
         stamp = "  NOT PRIVATE" if run["not_private"] else ""
-        lines.append(f"  {run['run']}  {run['state']}  epsilon {run['epsilon']:g}, delta {run['delta']:g}  {used}{stamp}")
+        lines.append(
+            f"  {run['run']}  {run['state']}  epsilon {run['epsilon']:g}, delta {run['delta']:g}  {used}{stamp}"
+        )
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import lzma
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,16 @@ def test_files_that_are_not_what_was_pinned_are_refused(
     with pytest.raises(UserError, match="is not the file known by that name"):
         fetch("fashion-mnist", tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_a_file_that_swells_is_not_unpacked(tiny: TinyFashion) -> None:
+    files = tiny.files | {"train-images-idx3-ubyte.gz": gzip.compress(bytes(50_000_000), 1)}
+    tracemalloc.start()
+    with pytest.raises(datasets._Unavailable):
+        datasets._checked(files)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
 
 
 def test_apt_keeps_its_state_to_itself(tiny: TinyFashion, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,6 +243,7 @@ def test_a_release_in_the_making_is_not_swept_by_another(tmp_path: Path) -> None
     def start_another(done: int) -> None:
         if done == 5:
             write_release(samples(), tmp_path / "release")
+            assert len(list(tmp_path.glob(".release.*/images/*/*.png"))) == 5
 
     with pytest.raises(UserError, match="already exists"):
         write_release(samples(), tmp_path / "release", progress=start_another)
@@ -310,6 +311,7 @@ def repack(folder: Path) -> None:
         (lambda folder: (folder / "privacy.json").write_text("[" * 10**5), "privacy.json", "not a privacy statement"),
         (lambda folder: (folder / "privacy.json").unlink(), "privacy.json", "is missing"),
         (replace("privacy.json", '"not_private": false', '"not_private": true'), "privacy.json", "NOT PRIVATE"),
+        (replace("privacy.json", "0.98765,", "Infinity,"), "privacy.json", "NOT PRIVATE"),
         (replace("privacy.json", "0.98765,", "0.5,"), "README.md", "does not quote"),
         (replace("privacy.json", "0.98765,", "0.5,"), "report.html", "does not quote"),
         (replace("README.md", "| Delta | 1e-6 |", "| Delta | 1e-9 |"), "README.md", "does not quote"),

@@ -27,7 +27,9 @@ def test_no_picture_reaches_the_clip_norm(kind: str, shape: tuple[int, int, int]
     images = {
         "black": torch.zeros(2, *shape),
         "white": torch.full((2, *shape), 255),
-        "halves": torch.cat((torch.zeros(2, *shape[:2], shape[2] // 2), torch.full((2, *shape[:2], shape[2] // 2), 255)), 3),
+        "halves": torch.cat(
+            (torch.zeros(2, *shape[:2], shape[2] // 2), torch.full((2, *shape[:2], shape[2] // 2), 255)), 3
+        ),
         "noise": torch.randint(0, 256, (2, *shape)),
     }[kind].to(torch.uint8)
     blocks, vectors = Layout(shape, 4).vectors(rows(images, torch.tensor([0, 3])))
@@ -49,7 +51,9 @@ def small_world(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def noiseless(layout: Layout, images: torch.Tensor, labels: torch.Tensor) -> np.ndarray:  # type: ignore[type-arg]
     blocks, vectors = layout.vectors(rows(images, labels))
-    return torch.zeros(layout.classes, layout.block, dtype=torch.float64).index_add_(0, blocks, vectors.double()).numpy()
+    return (
+        torch.zeros(layout.classes, layout.block, dtype=torch.float64).index_add_(0, blocks, vectors.double()).numpy()
+    )
 
 
 def test_means_spread_and_counts_are_recovered() -> None:

@@ -19,7 +19,11 @@ def network(shape: UNetShape) -> UNet:
 
 @pytest.mark.parametrize(
     ("shape", "size"),
-    [(UNetShape(4, 4, 10), (14, 14)), (UNetShape(12, 0, 0, (8, 8), (3, 1)), (16, 20)), (UNetShape(12, 12, 2), (32, 32))],
+    [
+        (UNetShape(4, 4, 10), (14, 14)),
+        (UNetShape(12, 0, 0, (8, 8), (3, 1)), (16, 20)),
+        (UNetShape(12, 12, 2), (32, 32)),
+    ],
 )
 def test_shapes(shape: UNetShape, size: tuple[int, int]) -> None:
     x = torch.randn(3, shape.bands, *size)

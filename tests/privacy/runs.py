@@ -18,9 +18,7 @@ from tests.privacy.memory_source import Picture, held, picture
 TOUCHES: tuple[Touch, ...] = (
     HistogramTouch("votes", cells=1, rounds=3, scale=2.0),
     SumTouch("sum", clip_norm=1.0, attempts=2, noise_multiplier=2.0),
-    TrainingTouch(
-        "training", sampling_rate=0.5, steps=6, noise_multiplier=2.0, clip_norm=1.0, rows=2, slack=1e-6
-    ),
+    TrainingTouch("training", sampling_rate=0.5, steps=6, noise_multiplier=2.0, clip_norm=1.0, rows=2, slack=1e-6),
 )
 PICTURES = [picture(number, label="ab"[number % 2], person=f"p{number % 7}") for number in range(30)]
 

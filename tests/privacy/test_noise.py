@@ -1,4 +1,4 @@
-"""The noise has the scale it is priced at: each test passes with probability above 1 - 1e-6 and sees 10 % too little."""
+"""The noise has the scale it is priced at: false alarms below 1e-6, and 10 % too little is always seen."""
 
 from __future__ import annotations
 

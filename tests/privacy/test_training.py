@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,13 @@ from tests.privacy.memory_source import Picture
 from tests.privacy.runs import TinyLearner
 
 
-def step_sum(folder: Path, pictures: list[Picture], unit: str, chunk: int = 4) -> dict[bytes, Tensor]:
+def step_sum(folder: Path, pictures: list[Picture], unit: str, chunk: int = 4) -> Tensor:
     """The un-noised clipped sum over all records at step 3."""
     session = runs.session(folder, pictures=pictures, unit=unit, noise=TestNoise())
     learner, touch = TinyLearner(), session.touch("training", TrainingTouch)
     engine = ClippedGradients(learner.model, Clipping(touch.clip_norm, "flat"), rows=touch.rows)
     everyone = np.arange(session.records._size())
-    return dict(training._clipped_sum(session, engine, learner, touch, 3, everyone, chunk))  # type: ignore[arg-type]
+    return training._clipped_sum(session, engine, learner, touch, 3, everyone, chunk).clone()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("unit", ["image", "person"])
@@ -38,7 +38,7 @@ def test_one_record_moves_a_step_by_at_most_the_clip_norm(unit: str, tmp_path: P
     for gone in sorted({p.identity if unit == "image" else str(p.person) for p in pictures}):
         rest = [p for p in pictures if gone not in (p.identity, p.person)]
         fewer = step_sum(tmp_path / gone, rest, unit)
-        norms.append(math.sqrt(sum(float((whole[key] - fewer[key]).square().sum()) for key in whole)))
+        norms.append(float((whole - fewer).norm()))
         assert norms[-1] <= 1 + 1e-6
     assert max(norms) > 0.99
 
@@ -46,10 +46,12 @@ def test_one_record_moves_a_step_by_at_most_the_clip_norm(unit: str, tmp_path: P
 def test_chunks_change_nothing_but_rounding(tmp_path: Path) -> None:
     small = step_sum(tmp_path / "a", runs.PICTURES, "image", chunk=3)
     large = step_sum(tmp_path / "b", runs.PICTURES, "image", chunk=64)
-    assert all(torch.allclose(small[key], large[key], rtol=1e-5, atol=1e-6) for key in small)
+    assert torch.allclose(small, large, rtol=1e-5, atol=1e-6)
 
 
-def train(folder: Path, learner: TinyLearner, stop_after: int | None = None, noise: Noise | None = None, **kw: int) -> None:
+def train(
+    folder: Path, learner: TinyLearner, stop_after: int | None = None, noise: Noise | None = None, **kw: int
+) -> None:
     for step in private_training(runs.session(folder, noise=noise), "training", learner, divisor=15.0, **kw):
         if step == stop_after:
             return
@@ -91,10 +93,8 @@ def test_each_kill_costs_one_step_and_no_more(tmp_path: Path) -> None:
     taken = []
     for at in (1, 3, 4, 99):
         learner = Dies(at)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             train(tmp_path, learner)
-        except KeyboardInterrupt:
-            pass
         taken += learner.steps
     assert taken == [2, 5, 6]
     attempts = runs.session(tmp_path)._ledger.attempts("run")["training"]
@@ -136,7 +136,7 @@ def test_noise_is_added_once_a_step_at_the_planned_scale(tmp_path: Path) -> None
         noise = torch.cat(learner.seen) * 15.0
         assert len(noise) == 4 * 6 * 195
         assert abs(float(noise.std()) / 2.0 - 1) < 0.05
-        assert len(noise.unique()) == len(noise)
+        assert len(noise.unique()) > 0.999 * len(noise)  # float32 values may meet by chance
 
 
 def test_an_empty_batch_is_a_step_of_noise(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from tests.small_set import draw_folder, plan_of, settings
 
 from sfumato import run
 from sfumato.config import validated
-from tests.small_set import draw_folder, plan_of, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def imports(path: Path) -> set[str]:
 )
 def test_arrows_never_run_back_up(room: str, may_use: set[str]) -> None:
     for path in (ROOT / "src" / "sfumato" / room).rglob("*.py"):
-        rooms = {(name.split(".") + ["__version__"])[1] for name in imports(path)}
+        rooms = {[*name.split("."), "__version__"][1] for name in imports(path)}
         assert rooms <= may_use, f"{path.name} imports {rooms - may_use}"
 
 

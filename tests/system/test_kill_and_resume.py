@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
+from tests.small_set import SMALL, draw_folder
 
 from sfumato.privacy.ledger import Ledger
-from tests.small_set import SMALL, draw_folder
 
 STEPS, KILLS = 40, 10
 
@@ -40,7 +40,9 @@ def test_ten_kills(tmp_path: Path) -> None:
     for attempt in range(KILLS):
         begun = length(ledger)
         process = launch(*(first if attempt == 0 else ("resume", out.with_name("out.run"))))
-        grown = random.choice((1, 2, 4)) if attempt else 1  # the first kill comes with the first line: the plan or a touch
+        grown = (
+            random.choice((1, 2, 4)) if attempt else 1
+        )  # the first kill comes with the first line: the plan or a touch
         lines = 0
         while process.poll() is None and lines < grown:
             if length(ledger) != begun:

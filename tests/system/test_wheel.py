@@ -10,7 +10,6 @@ import venv
 from pathlib import Path
 
 import yaml
-
 from tests.small_set import SMALL, draw_folder
 
 ROOT = Path(__file__).parents[2]

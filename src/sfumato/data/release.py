@@ -324,7 +324,7 @@ def _manifest(folder: Path, found: set[str], findings: list[Finding]) -> dict[st
         name = match[2] if match else ""
         if not match or name in listed:
             findings.append(Finding(MANIFEST, f"line {number} is not a checksum and a new name"))
-        elif name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        elif not {"", ".", ".."}.isdisjoint(name.split("/")):
             findings.append(Finding(MANIFEST, f"line {number} names something outside the release"))
         else:
             listed[name] = match[1]
@@ -348,7 +348,7 @@ def _compare_pages(folder: Path, found: set[str]) -> list[Finding]:
         private = statement["not_private"] is False and math.isfinite(statement["epsilon"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError, ArithmeticError):
         return [Finding(STATEMENT, "is not a privacy statement")]
-    findings = [] if private else [Finding(STATEMENT, "says NOT PRIVATE")]
+    findings = [] if private else [Finding(STATEMENT, "states no guarantee: it is NOT PRIVATE")]
     for name, pattern in (
         ("README.md", r"^\| (?:Epsilon|Delta) \| (\S+) \|$"),
         ("report.html", r'<data id="(?:epsilon|delta)" value="([^"]*)">'),

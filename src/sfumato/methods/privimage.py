@@ -1,9 +1,9 @@
 """PrivImage without public images: class-conditional DP diffusion with a warm start from one noisy sum.
 
-    1. One noisy sum gives a small Gaussian model of every class (`prototypes.py`).
-    2. The network learns, from samples of that model, to denoise around the class means. Free: post-processing.
-    3. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
-    4. Sampling is free.
+1. One noisy sum gives a small Gaussian model of every class (`prototypes.py`).
+2. The network learns, from samples of that model, to denoise around the class means. Free: post-processing.
+3. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
+4. Sampling is free.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sfumato.hardware import Hardware
 from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures, to_bands
 from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes
 from sfumato.nets.unet import UNet, UNetShape
+from sfumato.privacy.gradients.engine import rounding_slack
 from sfumato.privacy.plan import SumRequest, SumTouch, TrainingRequest, TrainingTouch
 from sfumato.privacy.session import Session
 from sfumato.privacy.training import private_training
@@ -54,7 +55,7 @@ class PrivImageConfig(BaseModel):
     warm_attempts: int = Field(2, ge=1, description="attempts bought for the warm start; one is a spare")
     warm_steps: int = Field(150, ge=0)
     warm_rate: float = Field(2e-3, gt=0)
-    chunk: int = Field(128, ge=1, description="records per forward pass; changes speed and memory only")
+    chunk: int = Field(256, ge=1, description="records per forward pass; changes speed and memory only")
     sampler_steps: int = Field(12, ge=1)
 
     def sampling_rate(self, size: int | None) -> float:
@@ -71,6 +72,7 @@ class PrivImageConfig(BaseModel):
                 steps=self.steps,
                 clip_norm=self.clip_norm,
                 rows=self.draws,
+                slack=rounding_slack(self.batch),
             ),
         )
 
@@ -155,6 +157,7 @@ def fit(
         progress: told about every stage.
     """
     learner, prototypes = _start(config, session, image, classes, size, seed, hardware)
+    progress("noisy sum of the class models", 1, 1)
     if config.warm_steps and session.latest(FINE_TUNING) is None:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(max(classes, 1), (config.warm_steps * _WARM_BATCH,), generator=generator)

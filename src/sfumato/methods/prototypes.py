@@ -154,5 +154,3 @@ def _leading_factors(covariance: Tensor, layout: Layout, deviation: float, facto
     kept = torch.zeros(factors, layout.pixels, dtype=covariance.dtype)
     kept[: len(order)] = torch.where((variances > threshold)[:, None], loadings, 0.0)
     return kept
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,9 +30,7 @@ class Denoiser(NamedTuple):
         output = self.network(noisy / total, level.log() / 4, labels, guide).to(noisy.dtype)
         return (self.data_std / total) ** 2 * noisy + (s * self.data_std / total) * output
 
-    def loss(
-        self, clean: Tensor, normal: Tensor, level: Tensor, labels: Tensor | None, guide: Tensor | None
-    ) -> Tensor:
+    def loss(self, clean: Tensor, normal: Tensor, level: Tensor, labels: Tensor | None, guide: Tensor | None) -> Tensor:
         """Weighted squared error of each row (EDM table 1), shape `(N,)`.
 
         Args:
@@ -80,7 +79,7 @@ def sample(
     """
     levels = noise_levels(steps, lowest, highest).to(start.device)
     x = start * levels[0]
-    for now, then in zip(levels[:-1], levels[1:], strict=True):
+    for now, then in itertools.pairwise(levels):
         slope = (x - denoiser(x, now.expand(len(x)), labels, guide)) / now
         euler = x + (then - now) * slope
         if then > 0:

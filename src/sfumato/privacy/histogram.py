@@ -1,4 +1,4 @@
-"""Touch 1: a noisy histogram. Each record adds 1 to at most k distinct cells; integer counts, discrete Gaussian noise."""
+"""Touch 1: a noisy histogram. A record adds 1 to at most k distinct cells; counts get discrete Gaussian noise."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Noise:
         return total * (standard_deviation / np.sqrt(_SECURE_SUMMANDS))
 
     def discrete_gaussian(self, count: int, scale: float) -> NDArray[np.int64]:
-        """`count` exact draws from the discrete Gaussian on the integers: probability proportional to exp(-x^2/2s^2)."""
+        """`count` exact draws from the discrete Gaussian on the integers: P(x) ~ exp(-x^2 / 2 scale^2)."""
         if not (np.isfinite(scale) and scale > 0):
             raise InternalError("the scale of a discrete Gaussian must be positive and finite")
         import opendp.prelude as dp

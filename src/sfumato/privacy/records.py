@@ -135,7 +135,7 @@ class PrivateRecords:
         order: NDArray[np.int64],
         identities: NDArray[np.uint8],
     ) -> None:
-        """Use `intake`. Record r owns the readable images `order[starts[r]:starts[r + 1]]`; `identities` is `(R, 16)`."""
+        """Use `intake`. Record r owns images `order[starts[r]:starts[r + 1]]`; `identities` is `(R, 16)`."""
         self._unit, self._key = unit, key
         self._pixels, self._labels, self._usable = pixels, labels, usable
         self._starts, self._order, self._identities = starts, order, identities
@@ -243,7 +243,9 @@ class PrivateRecords:
         starts = np.searchsorted(owner_array[order], np.arange(records + 1)).astype(np.int64)
         fingerprint = hmac.new(fingerprint_key, digestmod="sha256")
         for name, number in zip(names, range(count), strict=True):
-            fingerprint.update(name.encode("utf-8", "surrogateescape") + b"\0" + digests[16 * number : 16 * number + 16])
+            fingerprint.update(
+                name.encode("utf-8", "surrogateescape") + b"\0" + digests[16 * number : 16 * number + 16]
+            )
         report = IntakeReport(
             images=count,
             records=records,

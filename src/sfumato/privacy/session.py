@@ -61,9 +61,7 @@ class Session:
     def noisy_sum(self, name: str, vectors: Vectors, shape: tuple[int, int]) -> NDArray[np.float64]:
         """Touch 2 (`sums.noisy_sum`); spare attempts of `name` are used only when a crash lost one."""
         touch = self.touch(name, SumTouch)
-        return self._value(
-            name, lambda attempt: noisy_sum(self.records, touch, attempt, vectors, shape, self.noise)
-        )
+        return self._value(name, lambda attempt: noisy_sum(self.records, touch, attempt, vectors, shape, self.noise))
 
     def touch(self, name: str, kind: type[T]) -> T:
         """The planned touch called `name`."""

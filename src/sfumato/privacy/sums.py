@@ -15,9 +15,10 @@ from sfumato.privacy.plan import SumTouch
 from sfumato.privacy.records import PrivateRecords, Rows
 
 Vectors = Callable[[Rows], tuple[Tensor, Tensor]]
-GRID = 2**20
-"""Grid steps per clip norm. 2^20 steps of 10^12 records stay within 64 bits."""
+GRID = 2**16
+"""Grid steps per clip norm: a chunk's sum, at most 2^22, is exact in float32, and 10^14 records fit 64 bits."""
 CHUNK = 64
+_UNIT = 2.0**-24  # unit roundoff of float32
 
 
 def grid_sum(
@@ -32,17 +33,22 @@ def grid_sum(
             block, vector = vectors(rows)
         if vector.shape != (len(rows.present), length) or block.shape != vector.shape[:1]:
             raise InternalError(f"a noisy sum needs one block and one vector of length {length} per record")
-        vector = vector.double()
-        norm = vector.norm(dim=1)
+        vector = vector.float()
+        # A float32 norm of n numbers is off by at most n + 2 units of roundoff, and a product by one: raised by more
+        # than that, it keeps the scaled vector inside the ball. Truncation toward zero keeps the grid point there too.
+        norm = vector.norm(dim=1) * (1 + 1.01 * (length + 8) * _UNIT)
         usable = rows.present & norm.isfinite() & (block >= 0) & (block < blocks)
         vector = torch.where(usable[:, None], vector, 0.0)
-        # The norm is rounded: dividing by a little more than it keeps the scaled vector inside the ball, and
-        # truncation toward zero keeps the grid point there too.
-        scale = GRID / norm.where(usable, 1.0).clamp(min=touch.clip_norm).mul(1 + 1e-9)
-        steps = vector.mul_(scale[:, None]).trunc_().long()
-        total.index_add_(0, torch.where(usable, block, 0), steps)
+        scale = (1 - 4 * _UNIT) * GRID / norm.where(usable, 0.0).clamp(min=touch.clip_norm)
+        steps = vector.mul_(scale[:, None]).trunc_()
+        total += (_one_hot(block, blocks).T @ steps).long()
     result: NDArray[np.int64] = total.numpy()
     return result
+
+
+def _one_hot(block: Tensor, blocks: int) -> Tensor:
+    """`(R, blocks)` of zeros and ones; a row of zeros where the block does not exist."""
+    return (block[:, None] == torch.arange(blocks, device=block.device)).float()
 
 
 def noisy_sum(

@@ -1,4 +1,4 @@
-"""Touch 3: private training. T noisy sums of clipped per-record gradients on Poisson samples (DP-SGD, Abadi et al. 2016).
+"""Touch 3: private training. T noisy sums of clipped gradients on Poisson samples (DP-SGD, Abadi et al. 2016).
 
 The caller brings a `Learner`: a model, a loss per row, and what to do with a noisy gradient. It never sees a loss, a
 batch or its size.
@@ -75,7 +75,11 @@ def private_training(
     """
     touch = session.touch(name, TrainingTouch)
     engine = ClippedGradients(
-        learner.model, Clipping(touch.clip_norm, touch.clipping), rows=touch.rows, precision=precision
+        learner.model,
+        Clipping(touch.clip_norm, touch.clipping),
+        rows=touch.rows,
+        slack=touch.slack,
+        precision=precision,
     )
     made = session.attempts_made(name)
     if (latest := session.latest(name)) is not None:
@@ -85,15 +89,16 @@ def private_training(
         chosen = np.flatnonzero(session.noise.poisson_mask(session.records._size(), touch.sampling_rate))
         while True:
             try:
-                sums = _clipped_sum(session, engine, learner, touch, attempt, chosen, chunk)
+                total = _clipped_sum(session, engine, learner, touch, attempt, chosen, chunk)
                 break
             except torch.OutOfMemoryError:
                 if chunk == 1:
                     raise
                 chunk //= 2
         deviation = touch.noise_multiplier * touch.clip_norm * (1 + touch.slack)
-        noisy = {key: _noised(session, value, deviation) / divisor for key, value in sums.items()}
-        learner.update({key: value.float() for key, value in engine.shaped(noisy).items()}, attempt)
+        noise = torch.from_numpy(session.noise.gaussian(total.numel(), deviation))
+        gradient = ((total + noise.to(total.device)) / divisor).float()
+        learner.update(engine.shaped(gradient), attempt)
         session.finish(name, attempt, save(learner.state(), {"attempt": str(attempt)}))
         if latest is not None:
             latest.unlink()
@@ -109,7 +114,7 @@ def _clipped_sum(
     attempt: int,
     chosen: np.ndarray[tuple[int], np.dtype[np.int64]],
     chunk: int,
-) -> dict[str, Tensor]:
+) -> Tensor:
     """The un-noised sum over the chosen records. Private: for `private_training` and the sensitivity tests."""
     engine.reset()
     device = next(learner.model.parameters()).device
@@ -119,8 +124,3 @@ def _clipped_sum(
         )
         engine.add(lambda rows=rows: learner.loss(rows), rows.present)  # type: ignore[misc]
     return engine.total
-
-
-def _noised(session: Session, total: Tensor, deviation: float) -> Tensor:
-    noise = torch.from_numpy(session.noise.gaussian(total.numel(), deviation))
-    return total + noise.to(total.device)

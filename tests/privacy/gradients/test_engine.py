@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from sfumato.errors import InternalError, PrivacyRefusal, UserError
 from sfumato.nets.diffusion import Denoiser
 from sfumato.nets.unet import UNet, UNetShape
-from sfumato.privacy.gradients.engine import ROUNDING_SLACK, ClippedGradients, Clipping
+from sfumato.privacy.gradients.engine import ClippedGradients, Clipping, rounding_slack
 
 FLAT = Clipping(0.3, "flat")
+SLACK = rounding_slack(64)
 
 
 def summed(engine: ClippedGradients, losses: Callable[[], Tensor], present: Tensor) -> dict[str, Tensor]:
@@ -68,7 +69,11 @@ class Small(nn.Module):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    records=st.integers(1, 5), rows=st.integers(1, 4), size=st.integers(2, 6), bias=st.booleans(), seed=st.integers(0, 2**31)
+    records=st.integers(1, 5),
+    rows=st.integers(1, 4),
+    size=st.integers(2, 6),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**31),
 )
 @pytest.mark.parametrize("clipping", [FLAT, Clipping(2.0, "automatic")])
 def test_matches_a_loop(records: int, rows: int, size: int, bias: bool, seed: int, clipping: Clipping) -> None:
@@ -110,7 +115,7 @@ def test_bf16_stays_near_and_inside_the_ball(unet: tuple[UNet, Callable[[slice],
     assert distance(found, loop(model, losses, 24, 1, FLAT)) < 0.05
     for record in range(24):
         only = torch.arange(24) == record
-        assert norm_of(summed(engine, lambda: losses(slice(24)), only)) <= FLAT.clip_norm * (1 + ROUNDING_SLACK)
+        assert norm_of(summed(engine, lambda: losses(slice(24)), only)) <= FLAT.clip_norm
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -123,11 +128,9 @@ def test_no_record_passes_the_clip_norm(precision: str, kind: str, scale: float)
     signs = torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0)[None, :, None]
     engine = ClippedGradients(model, Clipping(1.0, kind), rows=1, precision=precision)  # type: ignore[arg-type]
     for weight in (signs, torch.ones_like(signs), signs + 1e-3 * torch.randn(1, 64, 8)):
-        found = summed(
-            engine, lambda weight=weight: (model(tokens) * weight * scale).sum((1, 2)), torch.tensor([True])
-        )
-        assert norm_of(found) <= 1 + ROUNDING_SLACK
-        if scale >= 1 and kind == "flat" and bool((weight == 1).all()):
+        found = summed(engine, lambda weight=weight: (model(tokens) * weight * scale).sum((1, 2)), torch.tensor([True]))
+        assert norm_of(found) <= 1
+        if 1 <= scale < 1e18 and kind == "flat" and bool((weight == 1).all()):
             assert norm_of(found) > 0.999  # the bound is met, not merely kept
 
 
@@ -260,3 +263,32 @@ def test_clipping_weights() -> None:
     assert FLAT.weights(norms)[:3].tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(UserError):
         ClippedGradients(Small(), Clipping(0.0), rows=1)
+
+
+@pytest.mark.parametrize("slack", [0.0, SLACK, 1.0])
+def test_single_and_double_precision_sums_agree_within_the_slack(slack: float) -> None:
+    torch.manual_seed(0)
+    model, x = Small(), torch.randn(64, 2, 8, 6)
+    engine = ClippedGradients(model, FLAT, rows=1, slack=slack)
+    found = summed(engine, lambda: model(x), torch.ones(64, dtype=torch.bool))
+    exact = loop(model, lambda part: model(x[part]), 64, 1, FLAT)
+    difference = {name: found[name] - exact[name] for name in exact}
+    assert norm_of(difference) <= FLAT.clip_norm * max(SLACK, 64 * 1e-5)
+
+
+def test_beyond_the_slack_sums_are_double() -> None:
+    """Records that cancel: in float32 the small third is lost, in float64 it is not."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    x = torch.tensor([[1.0], [-1.0], [1e-9], [0.0]])
+    results = []
+    for slack in (0.0, SLACK):
+        engine = ClippedGradients(model, Clipping(1.0, "flat"), rows=1, slack=slack)
+        results.append(float(summed(engine, lambda: model(x)[:, 0], torch.ones(4, dtype=torch.bool))["0.weight"]))
+    assert results[0] == pytest.approx(1e-9, rel=1e-3)
+    assert rounding_slack(64) < rounding_slack(4096) < 3e-3
+
+
+def test_reduced_matrix_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    with pytest.raises(UserError, match="highest"):
+        ClippedGradients(Small(), FLAT, rows=1)

@@ -6,7 +6,7 @@ gradient, measures its norm, scales it into the ball of radius `clip_norm`, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
@@ -14,18 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InternalError, UserError
-from sfumato.privacy.gradients.layers import RULES
+from sfumato.privacy.gradients.layers import RULES, Workspace
 from sfumato.privacy.gradients.tape import Reading, taped, trained_layers
 
-ROUNDING_SLACK = 1e-6
-"""The eta of this engine: a record moves the computed sum by at most `clip_norm (1 + eta)`.
-
-Norms and weighted sums are formed in double precision from the very values that are added. With n parameters the
-computed norm is off by at most n 2^-53 relative, the weight by 2^-52, and a sum of m records by m 2^-53 of the sum of
-their norms, m clip_norm; for n = 10^8 and m = 10^4 that is 1.2e-8 + 2.2e-16 + 1.1e-8 < 1e-7.
-"""
-
+_UNIT = 2.0**-24  # unit roundoff of float32
+_BLOCK = 64  # coordinates whose squares are added in float32
+_GROUP = 4  # records whose contributions are added in float32
+_NORM_ERROR = 1.01 * (_BLOCK + 2) * _UNIT
+_ERROR_PER_RECORD = 2 * 1.01 * (_GROUP + 1) * _UNIT
 _GAMMA = 0.01
+
+
+def rounding_slack(expected_batch: float) -> float:
+    """The eta of a sum of about `expected_batch` records: one record moves it by at most `clip_norm (1 + eta)`.
+
+    Contributions of `_GROUP` records are added in float32, their sums in float64. In a group, a sum of products w g is
+    off by at most 5 units of roundoff of sum |w g| (Higham 2002, lemma 3.1), so a sum of m records is off by at most
+    5 m 2^-24 `clip_norm`, and the sums of two neighbouring data sets differ by twice that more than exact ones. Batches
+    vary; beyond ten standard deviations above `expected_batch` the engine adds in float64, where the error is nil.
+    """
+    return _ERROR_PER_RECORD * (expected_batch + 10 * expected_batch**0.5 + 10)
 
 
 class Clipping(NamedTuple):
@@ -49,9 +57,9 @@ class ClippedGradients:
     """Adds up clipped per-record gradients of one model, chunk by chunk.
 
     Guarantee:
-        Adding or removing one record changes `total` by at most `clip_norm (1 + ROUNDING_SLACK)` in Euclidean norm. The
-        norm of a record is measured on exactly the rounded values that are summed. A record whose loss, activations or
-        gradients are not finite adds zero and leaves every other record's share as it was.
+        Adding or removing one record changes `total` by at most `clip_norm (1 + slack)` in Euclidean norm. A record's
+        norm is measured on exactly the rounded values that are summed, and raised by its own rounding error. A record
+        whose loss or gradient is not finite adds zero and leaves every other record's share as it was, bit for bit.
 
     Does not cover:
         Losses in which rows of different records meet: the structural checks of `trained_layers` and the tests guard
@@ -65,6 +73,7 @@ class ClippedGradients:
         clipping: Clipping,
         *,
         rows: int,
+        slack: float = 0.0,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         """
@@ -72,24 +81,37 @@ class ClippedGradients:
             model: any module whose trained layers have rules; switched to `eval` by the caller if it has dropout.
             clipping: radius and kind.
             rows: rows of the batch that belong to one record; its loss is their mean.
-            precision: `bf16` runs forward and backward under autocast; norms and sums stay in double precision.
+            slack: what rounding may add to a record's share, relative; decides how many records are added in float32
+                (see `rounding_slack`). 0 adds all in float64.
+            precision: `bf16` runs forward and backward under autocast; norms and sums stay in float32 and float64.
         """
         if not clipping.clip_norm > 0 or rows < 1:
             raise UserError(f"clip_norm must be positive and rows at least 1; got {clipping.clip_norm} and {rows}.")
+        if torch.get_float32_matmul_precision() != "highest":
+            raise UserError("Private training needs torch.set_float32_matmul_precision('highest'), PyTorch's default.")
         self.model, self.clipping, self.rows, self.precision = model, clipping, rows, precision
         self.layers = trained_layers(model)
-        self.total: dict[str, Tensor] = {}
+        self._single = int(slack / _ERROR_PER_RECORD)
+        self._places: dict[str, slice] = {}
+        for name, parameter, _, _ in self._parameters():
+            start = max((place.stop for place in self._places.values()), default=0)
+            self._places[name] = slice(start, start + parameter.numel())
+        self._length = start + parameter.numel()
+        self._device = parameter.device
+        self._workspace = Workspace()
+        self._gradients = torch.zeros(0)
         self.reset()
 
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter, nn.Module, str]]:
+        """(full name, parameter, module, its name there) of all that trains, in a fixed order."""
+        for name, module, trained in self.layers:
+            for key in trained:
+                yield f"{name}.{key}" if name else key, module.get_parameter(key), module, key
+
     def reset(self) -> None:
-        """Starts a new sum at zero."""
-        self.total = {
-            f"{name}.{key}" if name else key: torch.zeros(
-                module.get_parameter(key).numel(), dtype=torch.float64, device=module.get_parameter(key).device
-            )
-            for name, module, trained in self.layers
-            for key in trained
-        }
+        """Starts a new sum at zero; `total` is float64 `(parameters,)`, in the engine's own order."""
+        self.total = torch.zeros(self._length, dtype=torch.float64, device=self._device)
+        self._added = 0
 
     def add(self, losses: Callable[[], Tensor], present: Tensor) -> None:
         """Adds the clipped gradients of one chunk of records.
@@ -104,32 +126,39 @@ class ClippedGradients:
             if rows.shape != (len(present) * self.rows,):
                 raise InternalError(f"the loss has shape {tuple(rows.shape)}, one value per row was expected")
             (rows.float() / self.rows).sum().backward()  # the gradient of the mean over a record's rows
-        usable = present & rows.detach().view(-1, self.rows).isfinite().all(1)
-        gradients = self._instantiate(readings)
-        norms = torch.stack([gradient.norm(dim=1) for gradient in gradients.values()]).norm(dim=0)
-        usable &= norms.isfinite()
-        weights = torch.where(usable, self.clipping.weights(torch.where(usable, norms, 1.0)), 0.0)
-        for name, gradient in gradients.items():
-            if not bool(usable.all()):  # zero times NaN is NaN: unusable rows are replaced, not weighted
-                gradient = torch.where(usable[:, None], gradient, 0.0)
-            self.total[name] += weights @ gradient
+        gradients = self._instantiate(readings, len(present))
+        norms = gradients.view(len(gradients), -1, _BLOCK).norm(dim=2).double().norm(dim=1)[: len(present)]
+        usable = present & rows.detach().view(-1, self.rows).isfinite().all(1) & norms.isfinite()
+        if not bool(usable.all()):  # zero times NaN is NaN: unusable rows are replaced, not weighted
+            gradients[: len(present)][~usable] = 0
+            norms = torch.where(usable, norms, 0.0)
+        weights = torch.zeros(len(gradients), dtype=torch.float64, device=self._device)
+        weights[: len(present)] = self.clipping.weights(norms * (1 + _NORM_ERROR)) * (1 - 2 * _UNIT)
+        self._added += len(present)
+        if self._added <= self._single:
+            groups = weights.float().view(-1, 1, _GROUP) @ gradients.view(-1, _GROUP, gradients.shape[1])
+            self.total += groups.sum((0, 1), dtype=torch.float64)[: self._length]
+        else:
+            self.total += (weights @ gradients.double())[: self._length]
 
-    def _instantiate(self, readings: dict[str, Reading]) -> dict[str, Tensor]:
-        """Per-record gradients `(R, n)` of every trained parameter: rounded as the backward pass ran, then float64."""
-        gradients: dict[str, Tensor] = {}
+    def _instantiate(self, readings: dict[str, Reading], records: int) -> Tensor:
+        """Every record's gradient, float32: a row each, padded with zeros to whole groups and blocks."""
+        shape = (-(-records // _GROUP) * _GROUP, -(-self._length // _BLOCK) * _BLOCK)
+        if self._gradients.shape != shape:
+            self._gradients = torch.zeros(shape, device=self._device)
         for name, module, trained in self.layers:
             if name not in readings:
                 raise UserError(f"Layer '{name}' took no part in the loss; freeze it or use it.")
             activation, gradient = readings[name]
-            found = RULES[type(module)].gradients(module, activation.to(gradient.dtype), gradient, self.rows)
-            gradients |= {f"{name}.{key}" if name else key: found[key].double() for key in trained}
-        return gradients
-
-    def shaped(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Puts flat sums like `total` into the shapes of the parameters they belong to."""
-        shaped: dict[str, Tensor] = {}
-        for name, module, trained in self.layers:
+            rule = RULES[type(module)].gradients
+            found = rule(module, activation.to(gradient.dtype), gradient, self.rows, self._workspace)
             for key in trained:
-                full = f"{name}.{key}" if name else key
-                shaped[full] = RULES[type(module)].restore(module, key, vectors[full])
-        return shaped
+                self._gradients[:records, self._places[f"{name}.{key}" if name else key]] = found[key]
+        return self._gradients
+
+    def shaped(self, vector: Tensor) -> dict[str, Tensor]:
+        """Splits a vector like `total` into the parameters it belongs to, by name and in their shapes."""
+        return {
+            name: RULES[type(module)].restore(module, key, vector[self._places[name]])
+            for name, _, module, key in self._parameters()
+        }
