@@ -116,6 +116,6 @@ def _rows_per_second(learner: DenoisingLearner, image: tuple[int, int, int], cla
     seconds = math.inf
     for _ in range(3):
         begun = time.perf_counter()
-        engine.add(lambda: learner.loss(rows), rows.present)
+        engine.add(lambda: learner.loss(learner.model, rows), rows.present)
         seconds = min(seconds, time.perf_counter() - begun)
     return chunk * learner.rows / seconds

@@ -42,8 +42,8 @@ def test_a_loss_belongs_to_its_record() -> None:
     with torch.no_grad():
         for parameter in brain.model.parameters():
             parameter.add_(0.05)
-        whole = brain.loss(chunk([1, 2, 3, 4], rows=3))
-        part = brain.loss(chunk([2, 4, 7, 8], rows=3))
+        whole = brain.loss(brain.model, chunk([1, 2, 3, 4], rows=3))
+        part = brain.loss(brain.model, chunk([2, 4, 7, 8], rows=3))
     assert whole.shape == (12,)
     assert torch.allclose(whole[3:6], part[0:3], rtol=1e-5)
     assert torch.allclose(whole[9:12], part[3:6], rtol=1e-5)
@@ -89,7 +89,7 @@ def test_warm_up_learns() -> None:
         normal = torch.randn(600, 4, 4, 4, generator=torch.Generator().manual_seed(1))
         spread = torch.randn(600, generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
-            return float(brain._row_losses(pictures[:600], labels[:600], normal, spread).mean())
+            return float(brain._row_losses(brain.model, pictures[:600], labels[:600], normal, spread).mean())
 
     before = error()
     steps = list(brain.warm_up(pictures, labels, batch=64, rate=5e-3, generator=generator))

@@ -58,9 +58,9 @@ class TinyLearner:
                 parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter) * (number + 1))
         self.steps: list[int] = []
 
-    def loss(self, rows: Rows) -> Tensor:
+    def loss(self, model: nn.Module, rows: Rows) -> Tensor:
         jitter = rows.draws.normal("jitter", 2, 64).view(-1, 1, 8, 8)
-        return (self.model(rows.images / 255 + 0.1 * jitter) - rows.labels[:, None]).square().sum(1)  # type: ignore[no-any-return]
+        return (model(rows.images / 255 + 0.1 * jitter) - rows.labels[:, None]).square().sum(1)  # type: ignore[no-any-return]
 
     def update(self, gradient: Mapping[str, Tensor], step: int) -> None:
         self.steps.append(step)

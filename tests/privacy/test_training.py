@@ -8,44 +8,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sfumato.privacy import training
-from sfumato.privacy.gradients.engine import ClippedGradients, Clipping
 from sfumato.privacy.noise import Noise, TestNoise
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import Rows
-from sfumato.privacy.training import private_training
+from sfumato.privacy.training import Crew, private_training
 from tests.privacy import runs
 from tests.privacy.memory_source import Picture
 from tests.privacy.runs import TinyLearner
 
 
-def step_sum(folder: Path, pictures: list[Picture], unit: str, chunk: int = 4) -> Tensor:
+def step_sum(folder: Path, pictures: list[Picture], unit: str, chunk: int = 4, workers: int = 2) -> Tensor:
     """The un-noised clipped sum over all records at step 3."""
     session = runs.session(folder, pictures=pictures, unit=unit, noise=TestNoise())
-    learner, touch = TinyLearner(), session.touch("training", TrainingTouch)
-    engine = ClippedGradients(learner.model, Clipping(touch.clip_norm, "flat"), rows=touch.rows)
+    crew = Crew(TinyLearner(), session.touch("training", TrainingTouch), "fp32", workers)
     everyone = np.arange(session.records._size())
-    return training._clipped_sum(session, engine, learner, touch, 3, everyone, chunk).clone()  # type: ignore[arg-type]
+    return crew.clipped_sum(session.records, 3, everyone, chunk).clone()
 
 
 @pytest.mark.parametrize("unit", ["image", "person"])
-def test_one_record_moves_a_step_by_at_most_the_clip_norm(unit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_record_moves_a_step_by_at_most_the_clip_norm(unit: str, workers: int, tmp_path: Path) -> None:
     pictures = runs.PICTURES[:14]
-    whole = step_sum(tmp_path / "all", pictures, unit)
+    whole = step_sum(tmp_path / "all", pictures, unit, workers=workers)
     norms = []
     for gone in sorted({p.identity if unit == "image" else str(p.person) for p in pictures}):
         rest = [p for p in pictures if gone not in (p.identity, p.person)]
-        fewer = step_sum(tmp_path / gone, rest, unit)
+        fewer = step_sum(tmp_path / gone, rest, unit, workers=workers)
         norms.append(float((whole - fewer).norm()))
         assert norms[-1] <= 1 + 1e-6
     assert max(norms) > 0.99
 
 
-def test_chunks_change_nothing_but_rounding(tmp_path: Path) -> None:
-    small = step_sum(tmp_path / "a", runs.PICTURES, "image", chunk=3)
-    large = step_sum(tmp_path / "b", runs.PICTURES, "image", chunk=64)
+def test_chunks_and_threads_change_nothing_but_rounding(tmp_path: Path) -> None:
+    small = step_sum(tmp_path / "a", runs.PICTURES, "image", chunk=3, workers=3)
+    large = step_sum(tmp_path / "b", runs.PICTURES, "image", chunk=64, workers=1)
     assert torch.allclose(small, large, rtol=1e-5, atol=1e-6)
 
 
@@ -121,8 +119,8 @@ class Zero(TinyLearner):
         super().__init__()
         self.seen: list[Tensor] = []
 
-    def loss(self, rows: Rows) -> Tensor:
-        return super().loss(rows) * 0
+    def loss(self, model: nn.Module, rows: Rows) -> Tensor:
+        return super().loss(model, rows) * 0
 
     def update(self, gradient: dict[str, Tensor], step: int) -> None:  # type: ignore[override]
         self.seen.append(torch.cat([value.flatten() for value in gradient.values()]))
@@ -154,11 +152,11 @@ def test_running_out_of_memory_redraws_nothing(tmp_path: Path) -> None:
     class Hungry(TinyLearner):
         failures = 0
 
-        def loss(self, rows: Rows) -> Tensor:
+        def loss(self, model: nn.Module, rows: Rows) -> Tensor:
             if len(rows.present) > 4:
                 self.failures += 1
                 raise torch.OutOfMemoryError
-            return super().loss(rows)
+            return super().loss(model, rows)
 
     class Counting(TestNoise):
         masks = 0
@@ -170,7 +168,7 @@ def test_running_out_of_memory_redraws_nothing(tmp_path: Path) -> None:
     hungry, plain, noise = Hungry(), TinyLearner(), Counting(b"x")
     train(tmp_path / "hungry", hungry, chunk=16, noise=noise)
     train(tmp_path / "plain", plain, chunk=4, noise=TestNoise(b"x"))
-    assert hungry.failures == 2
+    assert hungry.failures >= 2
     assert noise.masks == 6
     assert all(torch.equal(hungry.state()[key], value) for key, value in plain.state().items())
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.hardware import Hardware
 from sfumato.nets.diffusion import Denoiser, sample
@@ -93,23 +93,20 @@ class DenoisingLearner:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()  # zero gradients: creates the moments without moving the weights
 
-    def denoiser(self, network: UNet) -> Denoiser:
-        """EDM's denoiser around a network."""
-        return Denoiser(network, DATA_STD)
-
-    def _row_losses(self, pictures: Tensor, labels: Tensor, normal: Tensor, spread: Tensor) -> Tensor:
-        labels = labels if self.model.shape.classes else torch.zeros_like(labels)
+    def _row_losses(self, model: UNet, pictures: Tensor, labels: Tensor, normal: Tensor, spread: Tensor) -> Tensor:
+        labels = labels if model.shape.classes else torch.zeros_like(labels)
         guide = self.guides[labels.clamp(min=0)]
         level = torch.exp(_LEVEL_MEAN + _LEVEL_SPREAD * spread)
-        return self.denoiser(self.model).loss(to_bands(pictures) - guide, normal, level, labels, guide)
+        return Denoiser(model, DATA_STD).loss(to_bands(pictures) - guide, normal, level, labels, guide)
 
-    def loss(self, rows: Rows) -> Tensor:
+    def loss(self, model: nn.Module, rows: Rows) -> Tensor:
         """EDM's loss of each row; noise and noise level are the record's own draws."""
         pictures = rows.images.float() / 127.5 - 1
         bands = self.guides.shape[1:]
         normal = rows.draws.normal("noise", self.rows, *bands).flatten(0, 1).to(pictures.device)
         spread = rows.draws.normal("level", self.rows).flatten().to(pictures.device)
-        return self._row_losses(pictures, rows.labels, normal, spread)
+        assert isinstance(model, UNet)
+        return self._row_losses(model, pictures, rows.labels, normal, spread)
 
     def update(self, gradient: Mapping[str, Tensor], step: int) -> None:
         """One step of Adam, one step of the average."""
@@ -144,7 +141,7 @@ class DenoisingLearner:
             spread = torch.randn(batch, generator=generator)
             inputs = [value.to(device) for value in (pictures[part], labels[part], normal, spread)]
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss = self._row_losses(*inputs).mean()
+                loss = self._row_losses(self.model, *inputs).mean()
             optimizer.param_groups[0]["lr"] = schedule(step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

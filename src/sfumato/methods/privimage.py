@@ -46,7 +46,7 @@ class PrivImageConfig(BaseModel):
     blocks: tuple[int, int] = (2, 2)
     batch: int = Field(2048, ge=1, description="expected records per step")
     rate_without_size: float = Field(0.03, gt=0, le=1, description="sampling rate where no size is declared")
-    steps: int = Field(200, ge=1, le=1_000_000)
+    steps: int = Field(160, ge=1, le=1_000_000)
     draws: int = Field(1, ge=1, le=1024, description="noise draws per record and step (noise multiplicity)")
     clip_norm: float = Field(1.0, gt=0)
     learning_rate: float = Field(2e-3, gt=0)
@@ -55,7 +55,7 @@ class PrivImageConfig(BaseModel):
     warm_attempts: int = Field(2, ge=1, description="attempts bought for the warm start; one is a spare")
     warm_steps: int = Field(150, ge=0)
     warm_rate: float = Field(2e-3, gt=0)
-    chunk: int = Field(256, ge=1, description="records per forward pass; changes speed and memory only")
+    chunk: int = Field(128, ge=1, description="records per forward pass; changes speed and memory only")
     sampler_steps: int = Field(12, ge=1)
 
     def sampling_rate(self, size: int | None) -> float:

@@ -89,6 +89,10 @@ class Rows(NamedTuple):
     present: Tensor
     draws: Draws
 
+    def to(self, device: torch.device) -> Rows:
+        """The same rows with their tensors on a device."""
+        return Rows(self.images.to(device), self.labels.to(device), self.present.to(device), self.draws)
+
 
 class IntakeReport(NamedTuple):
     """What intake found; internal to the run folder.

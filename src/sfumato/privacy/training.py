@@ -6,17 +6,20 @@ batch or its size.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from sfumato.privacy.gradients.engine import ClippedGradients, Clipping
 from sfumato.privacy.plan import TrainingTouch
-from sfumato.privacy.records import Rows
+from sfumato.privacy.records import PrivateRecords, Rows
 from sfumato.privacy.session import Session
 
 
@@ -31,8 +34,11 @@ class Learner(Protocol):
     def model(self) -> nn.Module:
         """The module whose trained parameters receive gradients."""
 
-    def loss(self, rows: Rows) -> Tensor:
-        """One loss per row, `(R K,)`; row by row, with randomness from `rows.draws` alone."""
+    def loss(self, model: nn.Module, rows: Rows) -> Tensor:
+        """One loss per row, `(R K,)`, of `model` or a copy of it; row by row, its randomness from `rows.draws` alone.
+
+        Called from several threads at once.
+        """
 
     def update(self, gradient: Mapping[str, Tensor], step: int) -> None:
         """Takes one optimiser step with the noisy mean gradient of each trained parameter; `step` counts from 1."""
@@ -74,22 +80,16 @@ def private_training(
         The time a step takes, which tells about the size of its batch (the threat model says so).
     """
     touch = session.touch(name, TrainingTouch)
-    engine = ClippedGradients(
-        learner.model,
-        Clipping(touch.clip_norm, touch.clipping),
-        rows=touch.rows,
-        slack=touch.slack,
-        precision=precision,
-    )
     made = session.attempts_made(name)
     if (latest := session.latest(name)) is not None:
         learner.load_state(load(latest.read_bytes()))
+    crew = Crew(learner, touch, precision)
     while made < touch.steps:
         attempt = session.begin(name)
         chosen = np.flatnonzero(session.noise.poisson_mask(session.records._size(), touch.sampling_rate))
         while True:
             try:
-                total = _clipped_sum(session, engine, learner, touch, attempt, chosen, chunk)
+                total = crew.clipped_sum(session.records, attempt, chosen, chunk)
                 break
             except torch.OutOfMemoryError:
                 if chunk == 1:
@@ -97,8 +97,7 @@ def private_training(
                 chunk //= 2
         deviation = touch.noise_multiplier * touch.clip_norm * (1 + touch.slack)
         noise = torch.from_numpy(session.noise.gaussian(total.numel(), deviation))
-        gradient = ((total + noise.to(total.device)) / divisor).float()
-        learner.update(engine.shaped(gradient), attempt)
+        learner.update(crew.shaped(((total + noise.to(total.device)) / divisor).float()), attempt)
         session.finish(name, attempt, save(learner.state(), {"attempt": str(attempt)}))
         if latest is not None:
             latest.unlink()
@@ -106,21 +105,64 @@ def private_training(
         yield attempt
 
 
-def _clipped_sum(
-    session: Session,
-    engine: ClippedGradients,
-    learner: Learner,
-    touch: TrainingTouch,
-    attempt: int,
-    chosen: np.ndarray[tuple[int], np.dtype[np.int64]],
-    chunk: int,
-) -> Tensor:
-    """The un-noised sum over the chosen records. Private: for `private_training` and the sensitivity tests."""
-    engine.reset()
-    device = next(learner.model.parameters()).device
-    for rows, _ in session.records._chunks(chosen, chunk, touch.rows, touch.name, attempt):
-        rows = rows._replace(
-            images=rows.images.to(device), labels=rows.labels.to(device), present=rows.present.to(device)
-        )
-        engine.add(lambda rows=rows: learner.loss(rows), rows.present)  # type: ignore[misc]
-    return engine.total
+class Crew:
+    """Threads that share the chunks of a step, one core each.
+
+    At these sizes a core that works alone on its own chunk is faster than all cores on every product, and much faster
+    beside other programs, which make every product wait for the slowest core.
+
+    Guarantee:
+        One thread works on a chunk, on its own copy of the model; sums are added in float64, in a fixed order.
+
+    Does not cover:
+        Noise, which `private_training` adds once to the sum of all.
+    """
+
+    def __init__(
+        self, learner: Learner, touch: TrainingTouch, precision: Literal["fp32", "bf16"], workers: int | None = None
+    ) -> None:
+        """`workers`: by default as many as PyTorch has threads on a processor, and one on a GPU."""
+        on_processor = next(learner.model.parameters()).device.type == "cpu"
+        workers = workers or (torch.get_num_threads() if on_processor else 1)
+        self._learner, self._touch = learner, touch
+        clipping = Clipping(touch.clip_norm, touch.clipping)
+        self._engines = [
+            ClippedGradients(
+                learner.model if number == 0 else copy.deepcopy(learner.model),
+                clipping,
+                rows=touch.rows,
+                slack=touch.slack / workers,
+                precision=precision,
+            )
+            for number in range(workers)
+        ]
+
+    def shaped(self, vector: Tensor) -> dict[str, Tensor]:
+        """`ClippedGradients.shaped`."""
+        return self._engines[0].shaped(vector)
+
+    def clipped_sum(self, records: PrivateRecords, attempt: int, chosen: NDArray[np.int64], chunk: int) -> Tensor:
+        """The un-noised sum over the chosen records. Private: for `private_training` and the sensitivity tests."""
+
+        def work(number: int) -> Tensor:
+            engine, starts = self._engines[number], range(number * chunk, len(chosen), len(self._engines) * chunk)
+            engine.reset()
+            for start in starts:
+                part = chosen[start : start + chunk]
+                for rows, _ in records._chunks(part, chunk, self._touch.rows, self._touch.name, attempt):
+                    moved = rows.to(engine.device)
+                    engine.add(lambda moved=moved: self._learner.loss(engine.model, moved), moved.present)  # type: ignore[misc]
+            return engine.total
+
+        if len(self._engines) == 1:
+            return work(0)
+        weights = self._engines[0].model.state_dict()
+        for engine in self._engines[1:]:
+            engine.model.load_state_dict(weights)
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(len(self._engines), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                totals = list(pool.map(work, range(len(self._engines))))
+        finally:
+            torch.set_num_threads(threads)
+        return torch.stack(totals).sum(0)

@@ -97,7 +97,7 @@ class ClippedGradients:
             start = max((place.stop for place in self._places.values()), default=0)
             self._places[name] = slice(start, start + parameter.numel())
         self._length = start + parameter.numel()
-        self._device = parameter.device
+        self.device = parameter.device
         self._workspace = Workspace()
         self._gradients = torch.zeros(0)
         self.reset()
@@ -110,7 +110,7 @@ class ClippedGradients:
 
     def reset(self) -> None:
         """Starts a new sum at zero; `total` is float64 `(parameters,)`, in the engine's own order."""
-        self.total = torch.zeros(self._length, dtype=torch.float64, device=self._device)
+        self.total = torch.zeros(self._length, dtype=torch.float64, device=self.device)
         self._added = 0
 
     def add(self, losses: Callable[[], Tensor], present: Tensor) -> None:
@@ -132,7 +132,7 @@ class ClippedGradients:
         if not bool(usable.all()):  # zero times NaN is NaN: unusable rows are replaced, not weighted
             gradients[: len(present)][~usable] = 0
             norms = torch.where(usable, norms, 0.0)
-        weights = torch.zeros(len(gradients), dtype=torch.float64, device=self._device)
+        weights = torch.zeros(len(gradients), dtype=torch.float64, device=self.device)
         weights[: len(present)] = self.clipping.weights(norms * (1 + _NORM_ERROR)) * (1 - 2 * _UNIT)
         self._added += len(present)
         if self._added <= self._single:
@@ -145,7 +145,7 @@ class ClippedGradients:
         """Every record's gradient, float32: a row each, padded with zeros to whole groups and blocks."""
         shape = (-(-records // _GROUP) * _GROUP, -(-self._length // _BLOCK) * _BLOCK)
         if self._gradients.shape != shape:
-            self._gradients = torch.zeros(shape, device=self._device)
+            self._gradients = torch.zeros(shape, device=self.device)
         for name, module, trained in self.layers:
             if name not in readings:
                 raise UserError(f"Layer '{name}' took no part in the loss; freeze it or use it.")
