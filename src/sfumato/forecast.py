@@ -15,7 +15,7 @@ from sfumato.methods.denoising import DenoisingLearner, Schedule
 from sfumato.methods.privimage import network_shape
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.gradients.engine import ClippedGradients, Clipping
-from sfumato.privacy.plan import Plan
+from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.run import make_plan
 
@@ -74,7 +74,7 @@ class Forecast:
 def forecast(config: RunConfig, hardware: Hardware | None = None) -> Forecast:
     """Prices a run and measures a few steps on random images."""
     plan, method, hardware = make_plan(config), config.privimage, hardware or choose_hardware()
-    touch = plan.touches[-1]
+    (touch,) = (touch for touch in plan.touches if isinstance(touch, TrainingTouch))
     size = config.public_size
     batch = touch.sampling_rate * size if size else method.batch
     image = (config.image.channels, config.image.height, config.image.width)

@@ -22,9 +22,9 @@ from tests.privacy.runs import TinyLearner
 def step_sum(folder: Path, pictures: list[Picture], unit: str, chunk: int = 4, workers: int = 2) -> Tensor:
     """The un-noised clipped sum over all records at step 3."""
     session = runs.session(folder, pictures=pictures, unit=unit, noise=TestNoise())
-    crew = Crew(TinyLearner(), session.touch("training", TrainingTouch), "fp32", workers)
     everyone = np.arange(session.records._size())
-    return crew.clipped_sum(session.records, 3, everyone, chunk).clone()
+    with contextlib.closing(Crew(TinyLearner(), session.touch("training", TrainingTouch), "fp32", workers)) as crew:
+        return crew.clipped_sum(session.records, 3, everyone, chunk).clone()
 
 
 @pytest.mark.parametrize("unit", ["image", "person"])

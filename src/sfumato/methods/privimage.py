@@ -98,7 +98,7 @@ class PrivImageModel:
         generator = torch.Generator().manual_seed(seed)
         network = self.network.to(hardware.device)
         guides = to_bands(self.prototypes.means).to(hardware.device, memory_format=torch.channels_last)
-        for part in labels.split(batch):
+        for part in torch.split(labels, batch):
             pictures = draw_pictures(network, guides, part, generator, steps=self.sampler_steps, hardware=hardware)
             yield ((pictures + 1) * 127.5).round().to(torch.uint8).cpu()
 

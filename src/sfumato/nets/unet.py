@@ -62,7 +62,8 @@ class _Block(nn.Module):
         scale1, shift1, scale2, shift2 = film[:, :, None, None].chunk(4, dim=1)
         h = self.conv1(F.silu(torch.addcmul(shift1, _normalise(x), 1 + scale1)))
         h = self.conv2(F.silu(torch.addcmul(shift2, _normalise(h), 1 + scale2)))
-        return x + h
+        output: Tensor = x + h
+        return output
 
 
 class UNet(nn.Module):
@@ -118,7 +119,8 @@ class UNet(nn.Module):
         h = skip + _depth_to_space(self.up(h))
         for block in self.up_blocks:
             h = block(h, next(films))
-        return self.outlet(F.silu(_normalise(h)))
+        output: Tensor = self.outlet(F.silu(_normalise(h)))
+        return output
 
 
 _LEVEL_FEATURES = 8

@@ -50,7 +50,8 @@ class Noise:
         total = np.zeros(count)
         for _ in range(_SECURE_SUMMANDS):
             total += normals(self.bytes(16 * (-(-count // 2))))[:count]
-        return total * (standard_deviation / np.sqrt(_SECURE_SUMMANDS))
+        scaled: NDArray[np.float64] = total * (standard_deviation / np.sqrt(_SECURE_SUMMANDS))
+        return scaled
 
     def discrete_gaussian(self, count: int, scale: float) -> NDArray[np.int64]:
         """`count` exact draws from the discrete Gaussian on the integers: P(x) ~ exp(-x^2 / 2 scale^2)."""
@@ -102,7 +103,7 @@ def normals(data: bytes) -> NDArray[np.float64]:
         data: a multiple of 16 uniform bytes; 53 bits of each eight are used, so draws reach 8.57 standard deviations.
     """
     bits = np.frombuffer(data, dtype=np.uint64) >> np.uint64(11)
-    radius, angle = bits.reshape(2, -1)
-    radius = np.sqrt(-2 * np.log((radius + 1.0) * 2.0**-53))
-    angle = angle * (2 * np.pi * 2.0**-53)
+    first, second = bits.reshape(2, -1)
+    radius = np.sqrt(-2 * np.log((first + 1.0) * 2.0**-53))
+    angle = second * (2 * np.pi * 2.0**-53)
     return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))

@@ -82,4 +82,5 @@ def noisy_sum(
     """
     total = grid_sum(records, touch, attempt, vectors, shape)
     noise_steps = noise.discrete_gaussian(total.size, touch.noise_multiplier * GRID).reshape(shape)
-    return (total + noise_steps) * (touch.clip_norm / GRID)
+    noisy: NDArray[np.float64] = (total + noise_steps).astype(np.float64) * (touch.clip_norm / GRID)
+    return noisy

@@ -6,9 +6,11 @@ batch or its size.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -83,7 +85,22 @@ def private_training(
     made = session.attempts_made(name)
     if (latest := session.latest(name)) is not None:
         learner.load_state(load(latest.read_bytes()))
-    crew = Crew(learner, touch, precision)
+    with contextlib.closing(Crew(learner, touch, precision)) as crew:
+        yield from _steps(session, name, learner, crew, made, latest, divisor, chunk)
+
+
+def _steps(
+    session: Session,
+    name: str,
+    learner: Learner,
+    crew: Crew,
+    made: int,
+    latest: Path | None,
+    divisor: float,
+    chunk: int,
+) -> Iterator[int]:
+    """The attempts that are left after `made`, of which `latest` is the newest durable state."""
+    touch = session.touch(name, TrainingTouch)
     while made < touch.steps:
         attempt = session.begin(name)
         chosen = np.flatnonzero(session.noise.poisson_mask(session.records._size(), touch.sampling_rate))
@@ -124,7 +141,9 @@ class Crew:
         """`workers`: by default as many as PyTorch has threads on a processor, and one on a GPU."""
         on_processor = next(learner.model.parameters()).device.type == "cpu"
         workers = workers or (torch.get_num_threads() if on_processor else 1)
-        self._learner, self._touch = learner, touch
+        self._learner, self._touch, self._threads = learner, touch, torch.get_num_threads()
+        # The same threads for all steps: each thread has a heap of its own, and new ones would add up.
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         clipping = Clipping(touch.clip_norm, touch.clipping)
         self._engines = [
             ClippedGradients(
@@ -159,10 +178,10 @@ class Crew:
         weights = self._engines[0].model.state_dict()
         for engine in self._engines[1:]:
             engine.model.load_state_dict(weights)
-        threads = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(len(self._engines), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                totals = list(pool.map(work, range(len(self._engines))))
-        finally:
-            torch.set_num_threads(threads)
+        totals = list(self._pool.map(work, range(len(self._engines))))
         return torch.stack(totals).sum(0)
+
+    def close(self) -> None:
+        """Ends the threads and gives PyTorch its own back."""
+        self._pool.shutdown()
+        torch.set_num_threads(self._threads)

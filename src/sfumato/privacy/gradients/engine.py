@@ -6,6 +6,7 @@ gradient, measures its norm, scales it into the ball of radius `clip_norm`, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Literal, NamedTuple
@@ -33,7 +34,7 @@ def rounding_slack(expected_batch: float) -> float:
     5 m 2^-24 `clip_norm`, and the sums of two neighbouring data sets differ by twice that more than exact ones. Batches
     vary; beyond ten standard deviations above `expected_batch` the engine adds in float64, where the error is nil.
     """
-    return _ERROR_PER_RECORD * (expected_batch + 10 * expected_batch**0.5 + 10)
+    return _ERROR_PER_RECORD * (expected_batch + 10 * math.sqrt(expected_batch) + 10)
 
 
 class Clipping(NamedTuple):
@@ -125,7 +126,7 @@ class ClippedGradients:
                 rows = losses()
             if rows.shape != (len(present) * self.rows,):
                 raise InternalError(f"the loss has shape {tuple(rows.shape)}, one value per row was expected")
-            (rows.float() / self.rows).sum().backward()  # the gradient of the mean over a record's rows
+            torch.autograd.backward((rows.float() / self.rows).sum())  # the gradient of the mean over a record's rows
         gradients = self._instantiate(readings, len(present))
         norms = gradients.view(len(gradients), -1, _BLOCK).norm(dim=2).double().norm(dim=1)[: len(present)]
         usable = present & rows.detach().view(-1, self.rows).isfinite().all(1) & norms.isfinite()

@@ -96,7 +96,7 @@ def taped(model: nn.Module, layers: list[Layer]) -> Iterator[dict[str, Reading]]
             def keep(gradient: Tensor) -> None:
                 readings[name] = Reading(activation, gradient)
 
-            output.register_hook(keep)
+            output.register_hook(keep)  # type: ignore[no-untyped-call]
 
         handles.append(module.register_forward_hook(after))
 
