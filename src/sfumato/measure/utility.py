@@ -1,8 +1,9 @@
 """Downstream utility: train a classifier on one set of images, test it on another ("train on synthetic, test on real").
 
-The figure is not private: whoever tests on private images takes a *look*, which the caller must put on the ledger. The
-recipe is fixed: one seed, one schedule, the last weights. Nothing is chosen by its score on the test images, because
-picking the best epoch or the best of several networks inflates a score and, on private images, costs privacy.
+The figure is exact and protects nobody: whoever tests on private images takes a *look*, which the caller must put on
+the ledger. The recipe is fixed: one seed, one schedule, the last weights. Nothing is chosen by its score on the test
+images, because picking the best epoch or the best of several networks inflates a score and, on private images, costs
+privacy.
 """
 
 from __future__ import annotations
