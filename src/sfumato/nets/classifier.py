@@ -9,7 +9,7 @@ from torch import nn
 WIDTHS = (32, 64)
 HIDDEN = 128
 DROPOUT = 0.3
-BASE_SIDE = 28  # pixels of the shorter side; each doubling of it gets one more halving stage
+BASE_SIDE = 28  # pixels of the longer side; each doubling of it gets one more halving stage
 
 
 class ConvNet(nn.Sequential):
@@ -28,7 +28,8 @@ class ConvNet(nn.Sequential):
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         channels, height, width = shape
         lower, upper = WIDTHS
-        extra = max(0, round(math.log2(min(height, width) / BASE_SIDE)))
+        longest, shortest = max(height, width), min(height, width)
+        extra = max(0, min(round(math.log2(longest / BASE_SIDE)), int(math.log2(shortest / 4))))
         layers: list[nn.Module] = []
         for _ in range(extra):
             layers += [*_conv(channels, lower), nn.MaxPool2d(2)]
