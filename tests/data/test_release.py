@@ -392,8 +392,9 @@ def test_contact_sheet_has_a_row_a_class_and_keeps_pixels() -> None:
     sheet = contact_sheet(pixels, np.arange(12) % 3, rows=2, columns=3, scale=2)
     grid = np.asarray(sheet)
     assert grid.shape == (2 * 13 - 3 + 24, 3 * 13 - 3 + 24, 3)
-    centres = grid[12 + 5 :: 13, 12 + 5 :: 13, 0][:2, :3]
-    assert centres.tolist() == [[0, 60, 120], [20, 80, 140]]
+    for corner in (12, 12 + 9):
+        assert grid[corner::13, corner::13, 0][:2, :3].tolist() == [[0, 60, 120], [20, 80, 140]]
+    assert (grid[12 + 10 : 12 + 13] == 255).all()
 
 
 def test_contact_sheet_of_unlabelled_colour_images_fills_its_grid() -> None:
