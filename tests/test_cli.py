@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,10 +50,12 @@ BUDGET = ("--dataset", "cli", "--epsilon", 8, "--delta", 1e-5, "--public-size", 
 
 def test_help_names_what_works_and_answers_quickly() -> None:
     shell("--help")
-    begun = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     text = shell("--help").stdout
-    assert time.monotonic() - begun < 2.0  # half a second where nothing else runs
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert all(command in text for command in COMMANDS)
+    # Processor seconds: what it takes on a machine that does nothing else, whatever this one does beside.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_help_does_not_wait_for_torch() -> None:

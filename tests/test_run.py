@@ -104,6 +104,31 @@ def test_test_noise_cannot_be_released(private: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_crash_left_undone_at_the_end_is_done(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_close", lambda _: None)
+        patch.setattr(run, "_note", lambda *_: None)
+        run.finish(begun)
+    kinds = [entry["kind"] for entry in begun.ledger.entries()]
+    assert (begun.folder / "private").exists()
+    assert "finished" not in kinds
+    assert "release" not in kinds
+    for _ in range(2):
+        run.finish(begun)
+        kinds = [entry["kind"] for entry in begun.ledger.entries()]
+        assert not (begun.folder / "private").exists()
+        assert kinds.count("finished") == kinds.count("release") == 1
+
+
+def test_a_private_run_cannot_go_on_with_test_noise(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    run.train(begun)
+    (begun.folder / "TRAINED").unlink()
+    with pytest.raises(PrivacyRefusal, match="entered as private"):
+        run.train(begun, noise=TestNoise())
+
+
 def test_a_changed_folder_cannot_be_resumed(tmp_path: Path) -> None:
     private = draw_folder(tmp_path / "private", 30)
     begun = start(private, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,8 @@ from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.run import make_plan
 
+_TRIALS = 8
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -30,7 +31,7 @@ class Forecast:
         noise_per_step: Euclidean norm of the noise in the mean gradient, whose signal has norm at most the clip norm.
         rows_per_second: measured here on random images.
         training_minutes: expected duration of private training on this machine.
-        memory_megabytes: per-record gradients of one chunk, the largest need of private training.
+        memory_megabytes: per-record gradients of a chunk on every core, the largest need of private training.
         notes: warnings from public values.
     """
 
@@ -61,7 +62,12 @@ class Forecast:
         lines = [
             f"Guarantee: epsilon {self.plan.planned_epsilon:g}, delta {self.plan.delta:g} for one {self.plan.unit}"
         ]
-        lines += [f"  {row}" for row in self.plan.describe()]
+        for row in self.plan.describe():
+            rate = "" if row.sampling_rate is None else f", sampling rate {row.sampling_rate:.4g}"
+            lines.append(
+                f"  {row.name}: {row.what}, {row.attempts} attempt(s){rate}, noise multiplier "
+                f"{row.noise_multiplier:g}, {row.share:.0%} of mu^2"
+            )
         lines += [
             f"Network: {self.parameters:,} trained parameters; noise of norm {self.noise_per_step:.3g} per step in a "
             "mean gradient of norm at most 1",
@@ -100,7 +106,7 @@ def forecast(config: RunConfig, hardware: Hardware | None = None) -> Forecast:
         noise_per_step=noise,
         rows_per_second=rate,
         training_minutes=batch * method.draws * method.steps / rate / 60,
-        memory_megabytes=method.chunk * parameters * 8 / 1e6,
+        memory_megabytes=torch.get_num_threads() * method.chunk * parameters * 4 / 1e6,
         notes=tuple(notes),
     )
 
@@ -113,9 +119,8 @@ def _rows_per_second(learner: DenoisingLearner, image: tuple[int, int, int], cla
     draws = Draws(bytes(32), "speed trial", 0, [bytes(16)] * chunk)
     pictures = torch.randint(0, 256, (chunk * learner.rows, *image), dtype=torch.uint8)
     rows = Rows(pictures, labels.long(), torch.ones(chunk, dtype=torch.bool), draws)
-    seconds = math.inf
-    for _ in range(3):
-        begun = time.perf_counter()
+    engine.add(lambda: learner.loss(learner.model, rows), rows.present)
+    begun = time.perf_counter()
+    for _ in range(_TRIALS):
         engine.add(lambda: learner.loss(learner.model, rows), rows.present)
-        seconds = min(seconds, time.perf_counter() - begun)
-    return chunk * learner.rows / seconds
+    return _TRIALS * chunk * learner.rows / (time.perf_counter() - begun)

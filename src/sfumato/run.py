@@ -159,6 +159,7 @@ def train(
     config, facts, plan, ledger = run.config, run.facts, run.plan, run.ledger
     noise = noise or Noise()
     if run.trained:
+        _close(run)
         return load_model(run)
     keep_freed_memory()
     with _writable(run.folder):
@@ -176,9 +177,14 @@ def train(
         )
         model.save(run.folder)
         write_json(run.folder / "TRAINED", {"not_private": not noise.private}, mode=0o600)
-        ledger.finish(run.run_id)
-        shutil.rmtree(run.folder / "private", ignore_errors=True)
+        _close(run)
     return model
+
+
+def _close(run: Run) -> None:
+    """What follows a complete model: no further intents, no decoded pixels. Harmless when done again after a crash."""
+    run.ledger.finish(run.run_id)
+    shutil.rmtree(run.folder / "private", ignore_errors=True)
 
 
 def _intake(
@@ -209,11 +215,8 @@ def _intake(
         raise UserError("There are no images in the private folder; nothing was spent.")
     parts = (found.digests[place : place + 16] for place in range(0, len(found.digests), 16))
     digests = [digest for digest in parts if any(digest)]  # unreadable files have none
-    write_json(
-        run.folder / "intake.json",
-        found._replace(digests=b"")._asdict() | {"digests": None, "also_in": ledger.overlap(digests)},
-        mode=0o600,
-    )
+    findings = {name: value for name, value in found._asdict().items() if name != "digests"}
+    write_json(run.folder / "intake.json", findings | {"also_in": ledger.overlap(digests)}, mode=0o600)
     if run.run_id in ledger.runs():
         if ledger.fingerprint(run.run_id) != found.fingerprint:
             raise PrivacyRefusal(
@@ -312,8 +315,13 @@ def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> P
     """Writes a release folder and notes it on the ledger."""
     with _writable(out):
         write_release(samples, out, progress=lambda done: report("writing images", done, len(samples.pixels)))
-    run.ledger.release(run.run_id, samples.provenance.statement["release_id"])
+    _note(run, out)
     return out
+
+
+def _note(run: Run, out: Path) -> None:
+    """Enters a complete release on the ledger, if it is not there yet."""
+    run.ledger.release(run.run_id, json.loads((out / "privacy.json").read_text())["release_id"])
 
 
 def finish(run: Run, report: Report = silent, *, hardware: Hardware | None = None) -> Path | None:
@@ -323,7 +331,9 @@ def finish(run: Run, report: Report = silent, *, hardware: Hardware | None = Non
     if release is None:
         return None
     out = Path(release)
-    if not (out / "DONE").exists():
+    if (out / "DONE").exists():
+        _note(run, out)  # a crash may have come between the folder and its line
+    else:
         publish(run, draw(run, model, run.config.count, run.config.seed, report, hardware=hardware), out, report)
     write_json(run.folder / "DONE", {"release": release}, mode=0o600)
     return out

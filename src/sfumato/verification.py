@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.release import verify_release
-from sfumato.errors import UserError
+from sfumato.errors import SfumatoError, UserError
 from sfumato.privacy.ledger import TORN, Ledger
 from sfumato.privacy.plan import Plan
 
@@ -31,7 +31,7 @@ def verify(folder: Path, dataset: str | None = None, ledger: Path | None = None)
         statement = json.loads((folder / "privacy.json").read_text())
         plan = Plan.from_json(statement["plan"])
         recomputed = plan.claimed_epsilon(statement["executed"])
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SfumatoError) as error:
         return [*problems, f"privacy.json cannot be read as a statement ({type(error).__name__})."], checked
     if recomputed > statement["epsilon"] or plan.delta > statement["delta"]:
         problems.append(

@@ -450,8 +450,8 @@ def test_calibrated_noise_is_least(
 
 
 def test_a_search_that_ends_too_low_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = accounting._solve
-    monkeypatch.setattr(accounting, "_solve", lambda price, target, start: 0.98 * solve(price, target, start))
+    solve = accounting.solve
+    monkeypatch.setattr(accounting, "solve", lambda price, target, start: 0.98 * solve(price, target, start))
     assert epsilon([gaussian(calibrate(lambda z: gaussian(z, 1), 1.0, 1e-5, (), COARSE), 1)], 1e-5, COARSE) <= 1.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from sfumato.errors import InternalError, PrivacyRefusal
 from sfumato.privacy.ledger import Ledger
+from sfumato.privacy.noise import TestNoise
 from sfumato.privacy.plan import HistogramTouch, SumTouch
 from sfumato.privacy.records import Rows
 from tests.privacy import runs
@@ -124,6 +126,22 @@ def test_records_of_another_unit_are_refused(tmp_path: Path) -> None:
     session = runs.session(tmp_path)
     with pytest.raises(InternalError, match="unit"):
         type(session)(session.records, runs.plan(unit="person"), session._ledger, "run", tmp_path, session.noise)
+
+
+def test_a_charged_run_takes_no_test_noise_and_a_marked_one_no_real_noise(tmp_path: Path) -> None:
+    runs.session(tmp_path / "real")
+    with pytest.raises(PrivacyRefusal, match="entered as private"):
+        runs.session(tmp_path / "real", noise=TestNoise())
+    runs.session(tmp_path / "test", noise=TestNoise())
+    with pytest.raises(PrivacyRefusal, match="NOT PRIVATE"):
+        runs.session(tmp_path / "test")
+
+
+def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
+    runs.session(tmp_path)
+    quieter = [*runs.TOUCHES[:2], dataclasses.replace(runs.TOUCHES[2], noise_multiplier=1.0)]
+    with pytest.raises(PrivacyRefusal, match="not the one that its ledger admitted"):
+        runs.session(tmp_path, touches=quieter)
 
 
 def test_values_are_private_files(tmp_path: Path) -> None:

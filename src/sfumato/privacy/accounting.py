@@ -31,6 +31,7 @@ from sfumato.privacy._mechanisms import (
     Training,
     positive,
 )
+from sfumato.privacy._search import first_guess, solve
 
 __all__ = [
     "INTERVAL",
@@ -298,9 +299,9 @@ def calibrate(
     if _price(_in_order(others), delta, interval) >= target:
         raise refusal
     coarse = _SEARCH_COARSER * interval
-    noise, surplus = _guess(at_noise(1.0), gaussian_mu(target, delta)), 0.0
+    noise, surplus = first_guess(at_noise(1.0), gaussian_mu(target, delta)), 0.0
     for _ in range(5):
-        noise = _solve(functools.partial(price, step=coarse), target + surplus, noise)
+        noise = solve(functools.partial(price, step=coarse), target + surplus, noise)
         if noise == least or abs(price(noise) - target) <= 2e-4 * target:
             break
         surplus = price(noise, coarse) - price(noise)
@@ -434,33 +435,3 @@ def _gaussian_delta(mu: float, epsilon: float) -> float:
         return math.erfc(-x / math.sqrt(2)) / 2
 
     return phi(-epsilon / mu + mu / 2) - math.exp(epsilon) * phi(-epsilon / mu - mu / 2)
-
-
-def _guess(at_one: Mechanism, mu: float) -> float:
-    """A starting noise: Gaussian-DP without sampling, its central limit theorem with it (Bu, Dong, Long, Su 2020)."""
-    if isinstance(at_one, Training):
-        return 1 / math.sqrt(math.log1p(mu**2 / (at_one.sampling_rate**2 * at_one.steps)))
-    return math.sqrt(2 * at_one.rho) / mu
-
-
-def _solve(price: Callable[[float], float], target: float, start: float) -> float:
-    """The noise within `NOISE_RANGE` at which the decreasing `price` meets `target`, to 5 digits, or the nearer end."""
-    from scipy import optimize
-
-    least, most = NOISE_RANGE
-    low = high = min(max(start, least), most)
-    ratio = 1.1
-    while price(high) > target and high < most:
-        low, high, ratio = high, min(high * ratio, most), ratio * 1.1
-    while price(low) <= target and low > least:
-        high, low, ratio = low, max(low / ratio, least), ratio * 1.1
-    if price(low) <= target:
-        return low
-    if price(high) > target:
-        return high
-
-    def excess(log_noise: float) -> float:  # nearly linear; an infinite price is made finite for the solver
-        return math.log(max(1e-9, min(price(math.exp(log_noise)), 1e6)) / target)
-
-    root = optimize.brentq(excess, math.log(low), math.log(high), xtol=1e-5)
-    return min(max(math.exp(root), low), high)

@@ -42,9 +42,27 @@ class Session:
     def __init__(
         self, records: PrivateRecords, plan: Plan, ledger: Ledger, run_id: str, folder: Path, noise: Noise
     ) -> None:
-        """`folder` is the private run folder; values go to its sub-folder `touches`."""
+        """Opens a run that the ledger has admitted.
+
+        Args:
+            records: what is protected.
+            plan: what was bought.
+            ledger: where it was entered.
+            run_id: under which name.
+            folder: the private run folder; values go to its sub-folder `touches`.
+            noise: where masks and noise come from.
+
+        Raises:
+            PrivacyRefusal: the plan is not the one that the ledger admitted, or a charged run is given test noise.
+        """
         if records.unit != plan.unit:
             raise InternalError(f"the plan protects one {plan.unit}, the records are of unit {records.unit}")
+        admitted = ledger.runs()[run_id]
+        if admitted.plan_sha256 != plan.sha256():
+            raise PrivacyRefusal("The plan of this run is not the one that its ledger admitted; restore it.")
+        if admitted.not_private == noise.private:
+            stamp = "NOT PRIVATE" if admitted.not_private else "private"
+            raise PrivacyRefusal(f"This run was entered as {stamp} on its ledger and cannot go on with other noise.")
         self.plan, self.noise = plan, noise
         self.records, self._ledger, self._run_id = records, ledger, run_id
         self._folder = folder / "touches"

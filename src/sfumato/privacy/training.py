@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Literal, Protocol
 
 import numpy as np
@@ -85,41 +84,19 @@ def private_training(
     made = session.attempts_made(name)
     if (latest := session.latest(name)) is not None:
         learner.load_state(load(latest.read_bytes()))
-    with contextlib.closing(Crew(learner, touch, precision)) as crew:
-        yield from _steps(session, name, learner, crew, made, latest, divisor, chunk)
-
-
-def _steps(
-    session: Session,
-    name: str,
-    learner: Learner,
-    crew: Crew,
-    made: int,
-    latest: Path | None,
-    divisor: float,
-    chunk: int,
-) -> Iterator[int]:
-    """The attempts that are left after `made`, of which `latest` is the newest durable state."""
-    touch = session.touch(name, TrainingTouch)
-    while made < touch.steps:
-        attempt = session.begin(name)
-        chosen = np.flatnonzero(session.noise.poisson_mask(session.records._size(), touch.sampling_rate))
-        while True:
-            try:
-                total = crew.clipped_sum(session.records, attempt, chosen, chunk)
-                break
-            except torch.OutOfMemoryError:
-                if chunk == 1:
-                    raise
-                chunk //= 2
-        deviation = touch.noise_multiplier * touch.clip_norm * (1 + touch.slack)
-        noise = torch.from_numpy(session.noise.gaussian(total.numel(), deviation))
-        learner.update(crew.shaped(((total + noise.to(total.device)) / divisor).float()), attempt)
-        session.finish(name, attempt, save(learner.state(), {"attempt": str(attempt)}))
-        if latest is not None:
-            latest.unlink()
-        made, latest = attempt, session.file(name, attempt)
-        yield attempt
+    deviation = touch.noise_multiplier * touch.clip_norm * (1 + touch.slack)
+    with contextlib.closing(Crew(learner, touch, chunk, precision)) as crew:
+        while made < touch.steps:
+            attempt = session.begin(name)
+            chosen = np.flatnonzero(session.noise.poisson_mask(session.records._size(), touch.sampling_rate))
+            total = crew.clipped_sum(session.records, attempt, chosen)
+            noise = torch.from_numpy(session.noise.gaussian(total.numel(), deviation))
+            learner.update(crew.shaped(((total + noise.to(total.device)) / divisor).float()), attempt)
+            session.finish(name, attempt, save(learner.state(), {"attempt": str(attempt)}))
+            if latest is not None:
+                latest.unlink()
+            made, latest = attempt, session.file(name, attempt)
+            yield attempt
 
 
 class Crew:
@@ -136,12 +113,18 @@ class Crew:
     """
 
     def __init__(
-        self, learner: Learner, touch: TrainingTouch, precision: Literal["fp32", "bf16"], workers: int | None = None
+        self,
+        learner: Learner,
+        touch: TrainingTouch,
+        chunk: int,
+        precision: Literal["fp32", "bf16"],
+        workers: int | None = None,
     ) -> None:
         """`workers`: by default as many as PyTorch has threads on a processor, and one on a GPU."""
         on_processor = next(learner.model.parameters()).device.type == "cpu"
         workers = workers or (torch.get_num_threads() if on_processor else 1)
-        self._learner, self._touch, self._threads = learner, touch, torch.get_num_threads()
+        self._learner, self._touch, self._chunk = learner, touch, chunk
+        self._threads = torch.get_num_threads()
         # The same threads for all steps: each thread has a heap of its own, and new ones would add up.
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         clipping = Clipping(touch.clip_norm, touch.clipping)
@@ -160,26 +143,41 @@ class Crew:
         """`ClippedGradients.shaped`."""
         return self._engines[0].shaped(vector)
 
-    def clipped_sum(self, records: PrivateRecords, attempt: int, chosen: NDArray[np.int64], chunk: int) -> Tensor:
-        """The un-noised sum over the chosen records. Private: for `private_training` and the sensitivity tests."""
+    def clipped_sum(self, records: PrivateRecords, attempt: int, chosen: NDArray[np.int64]) -> Tensor:
+        """The un-noised sum over the chosen records. Private: for `private_training` and the sensitivity tests.
 
-        def work(number: int) -> Tensor:
-            engine, starts = self._engines[number], range(number * chunk, len(chosen), len(self._engines) * chunk)
-            engine.reset()
-            for start in starts:
-                part = chosen[start : start + chunk]
-                for rows, _ in records._chunks(part, chunk, self._touch.rows, self._touch.name, attempt):
-                    moved = rows.to(engine.device)
-                    engine.add(lambda moved=moved: self._learner.loss(engine.model, moved), moved.present)  # type: ignore[misc]
-            return engine.total
-
-        if len(self._engines) == 1:
-            return work(0)
+        Out of memory, it starts again with half the chunk and the same records and draws.
+        """
         weights = self._engines[0].model.state_dict()
         for engine in self._engines[1:]:
             engine.model.load_state_dict(weights)
-        totals = list(self._pool.map(work, range(len(self._engines))))
-        return torch.stack(totals).sum(0)
+        while True:
+            try:
+                shares = [chosen[self._places(number, len(chosen))] for number in range(len(self._engines))]
+                jobs = [
+                    self._pool.submit(self._work, records, attempt, engine, share)
+                    for engine, share in zip(self._engines, shares, strict=True)
+                ]
+                wait(jobs)  # all of them, so that no thread is still at an engine that starts again
+                return torch.stack([job.result() for job in jobs]).sum(0)
+            except torch.OutOfMemoryError:
+                if self._chunk == 1:
+                    raise
+                self._chunk //= 2
+
+    def _places(self, number: int, count: int) -> NDArray[np.bool_]:
+        """Which of `count` records an engine works on: every so many chunks."""
+        mine: NDArray[np.bool_] = np.arange(count) // self._chunk % len(self._engines) == number
+        return mine
+
+    def _work(
+        self, records: PrivateRecords, attempt: int, engine: ClippedGradients, share: NDArray[np.int64]
+    ) -> Tensor:
+        engine.reset()
+        for rows, _ in records._chunks(share, self._chunk, self._touch.rows, self._touch.name, attempt):
+            moved = rows.to(engine.device)
+            engine.add(lambda moved=moved: self._learner.loss(engine.model, moved), moved.present)  # type: ignore[misc]
+        return engine.total
 
     def close(self) -> None:
         """Ends the threads and gives PyTorch its own back."""
