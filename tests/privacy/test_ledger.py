@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import sfumato
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.privacy import _chain
-from sfumato.privacy.ledger import NOT_PRIVATE, TORN, Attempts, Cap, Charge, Ledger, home
+from sfumato.privacy.ledger import NOT_PRIVATE, TORN, Attempts, Cap, Charge, Ledger
 
 SHA = hashlib.sha256(b"value").hexdigest()
 SMALL = Charge(0.5, 1e-6)
@@ -86,20 +86,6 @@ def test_is_made_by_its_first_line_readable_by_the_owner_only(tmp_path: Path, mo
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {path.name for path in folder.iterdir()} == {"clinic.jsonl", "clinic.prints", "fingerprint.key"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-
-
-def test_home_never_depends_on_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.delenv("SFUMATO_HOME", raising=False)
-    monkeypatch.setenv("XDG_DATA_HOME", "relative")
-    assert home() == Path("/home/someone/.local/share/sfumato")
-    monkeypatch.setenv("XDG_DATA_HOME", "/data")
-    assert home() == Path("/data/sfumato")
-    monkeypatch.setenv("SFUMATO_HOME", "/own")
-    assert home() == Path("/own")
-    monkeypatch.setenv("SFUMATO_HOME", "own")
-    with pytest.raises(UserError, match="absolute"):
-        home()
 
 
 @pytest.mark.parametrize("name", ["", ".", ".hidden", "a/b", "../up", "a b", "ä", "a\n", "x" * 65])

@@ -28,7 +28,8 @@ from sfumato.privacy.session import Session
 from sfumato.privacy.training import private_training
 
 WARM_START, FINE_TUNING = "warm start", "fine-tuning"
-_WARM_BATCH = 256
+WARM_BATCH = 256
+"""Pictures a step of the warm-up."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, steps done and steps in all; all three are public."""
@@ -160,11 +161,11 @@ def fit(
     progress("noisy sum of the class models", 1, 1)
     if config.warm_steps and session.latest(FINE_TUNING) is None:
         generator = torch.Generator().manual_seed(seed)
-        labels = torch.randint(max(classes, 1), (config.warm_steps * _WARM_BATCH,), generator=generator)
+        labels = torch.randint(max(classes, 1), (config.warm_steps * WARM_BATCH,), generator=generator)
         warm_up = learner.warm_up(
             prototypes.sample(labels, generator),
             labels if classes else torch.full_like(labels, -1),
-            batch=_WARM_BATCH,
+            batch=WARM_BATCH,
             rate=config.warm_rate,
             generator=generator,
         )

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato._files import fsync_dir, write_atomic
+from sfumato._home import home
 from sfumato.errors import SfumatoError, UserError
 from sfumato.privacy._book import NOT_PRIVATE, Book, Cap, Charge, Run, total_of
 from sfumato.privacy._chain import Chain, Entry, make_private_folder
 
-__all__ = ["NOT_PRIVATE", "TORN", "VERIFY_LIMIT", "Attempts", "Cap", "Charge", "Ledger", "Run", "home"]
+__all__ = ["NOT_PRIVATE", "TORN", "VERIFY_LIMIT", "Attempts", "Cap", "Charge", "Ledger", "Run"]
 
 VERIFY_LIMIT = "Lines removed from the end of a ledger after the last quoted line cannot be seen."
 TORN = "The last line is torn: a crash cut its append short. Nothing was done upon it, and the next append removes it."
@@ -346,20 +347,3 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _split(prints: bytes) -> Iterator[bytes]:
     return (prints[i : i + _DIGEST_BYTES] for i in range(0, len(prints), _DIGEST_BYTES))
-
-
-def home() -> Path:
-    """The per-user state folder: $SFUMATO_HOME, or `sfumato` in $XDG_DATA_HOME (default ~/.local/share).
-
-    Raises:
-        UserError: $SFUMATO_HOME is a relative path, or there is no home folder.
-
-    *Guarantee:* does not depend on the folder that the process was started in, or budgets would.
-    *Does not cover:* two users of one data set, who have two ledgers unless they share a path.
-    """
-    data = os.environ.get("XDG_DATA_HOME", "")
-    data = data if os.path.isabs(data) else os.path.expanduser("~/.local/share")
-    folder = Path(os.environ.get("SFUMATO_HOME") or os.path.join(data, "sfumato"))
-    if not folder.is_absolute():
-        raise UserError(f"The state folder {folder} is not an absolute path: set SFUMATO_HOME to one.")
-    return folder

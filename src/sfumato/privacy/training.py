@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Literal, Protocol
 
@@ -106,7 +107,7 @@ class Crew:
     beside other programs, which make every product wait for the slowest core.
 
     Guarantee:
-        One thread works on a chunk, on its own copy of the model; sums are added in float64, in a fixed order.
+        One thread works on a chunk, on its own copy of the model; sums are added in float64.
 
     Does not cover:
         Noise, which `private_training` adds once to the sum of all.
@@ -128,16 +129,18 @@ class Crew:
         # The same threads for all steps: each thread has a heap of its own, and new ones would add up.
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         clipping = Clipping(touch.clip_norm, touch.clipping)
-        self._engines = [
-            ClippedGradients(
-                learner.model if number == 0 else copy.deepcopy(learner.model),
-                clipping,
-                rows=touch.rows,
-                slack=touch.slack / workers,
-                precision=precision,
+        self._engines: list[ClippedGradients] = []
+        for number in range(workers):
+            self._engines.append(
+                ClippedGradients(
+                    learner.model if number == 0 else copy.deepcopy(learner.model),
+                    clipping,
+                    rows=touch.rows,
+                    slack=touch.slack / workers,
+                    precision=precision,
+                    beside=self._engines[0] if number else None,
+                )
             )
-            for number in range(workers)
-        ]
 
     def shaped(self, vector: Tensor) -> dict[str, Tensor]:
         """`ClippedGradients.shaped`."""
@@ -151,33 +154,57 @@ class Crew:
         weights = self._engines[0].model.state_dict()
         for engine in self._engines[1:]:
             engine.model.load_state_dict(weights)
+
+        def work(number: int, engine: ClippedGradients) -> None:
+            share = chosen[self._places(number, len(chosen))]
+            for rows, _ in records._chunks(share, self._chunk, self._touch.rows, self._touch.name, attempt):
+                self._add(engine, rows)
+
         while True:
             try:
-                shares = [chosen[self._places(number, len(chosen))] for number in range(len(self._engines))]
-                jobs = [
-                    self._pool.submit(self._work, records, attempt, engine, share)
-                    for engine, share in zip(self._engines, shares, strict=True)
-                ]
-                wait(jobs)  # all of them, so that no thread is still at an engine that starts again
-                return torch.stack([job.result() for job in jobs]).sum(0)
+                return self._sum(work)
             except torch.OutOfMemoryError:
                 if self._chunk == 1:
                     raise
                 self._chunk //= 2
+
+    def rows_per_second(self, rows: Rows, chunks: int = 8) -> float:
+        """The speed of private training on this machine, on `rows` that hold no record: random images of one chunk."""
+
+        def seconds(count: int) -> float:
+            def work(_: int, engine: ClippedGradients) -> None:
+                for _ in range(count):
+                    self._add(engine, rows)
+
+            begun = time.perf_counter()
+            self._sum(work)
+            return time.perf_counter() - begun
+
+        seconds(1)  # the first time, memory is asked for and kernels are chosen
+        return chunks * len(self._engines) * len(rows.labels) / seconds(chunks)
 
     def _places(self, number: int, count: int) -> NDArray[np.bool_]:
         """Which of `count` records an engine works on: every so many chunks."""
         mine: NDArray[np.bool_] = np.arange(count) // self._chunk % len(self._engines) == number
         return mine
 
-    def _work(
-        self, records: PrivateRecords, attempt: int, engine: ClippedGradients, share: NDArray[np.int64]
-    ) -> Tensor:
-        engine.reset()
-        for rows, _ in records._chunks(share, self._chunk, self._touch.rows, self._touch.name, attempt):
-            moved = rows.to(engine.device)
-            engine.add(lambda moved=moved: self._learner.loss(engine.model, moved), moved.present)  # type: ignore[misc]
-        return engine.total
+    def _sum(self, work: Callable[[int, ClippedGradients], object]) -> Tensor:
+        """Lets every thread add to its engine, from zero; returns the sum of all, which the next call overwrites."""
+
+        for engine in self._engines:
+            engine.reset()
+        jobs = [self._pool.submit(work, number, engine) for number, engine in enumerate(self._engines)]
+        wait(jobs)  # all of them, so that no thread is still at an engine that starts again
+        for job in jobs:
+            job.result()
+        first, *others = {id(engine.sum): engine for engine in self._engines}.values()  # large networks have one sum
+        for other in others:
+            first.total.add_(other.total)
+        return first.total
+
+    def _add(self, engine: ClippedGradients, rows: Rows) -> None:
+        moved = rows.to(engine.device)
+        engine.add(lambda: self._learner.loss(engine.model, moved), moved.present)
 
     def close(self) -> None:
         """Ends the threads and gives PyTorch its own back."""

@@ -1,7 +1,8 @@
-"""Sums of clipped per-record gradients.
+"""Sums of clipped per-record gradients: one forward and one backward pass, no record's gradient kept.
 
-The one place where a gradient of a private record exists. For each chunk of records it instantiates every record's
-gradient, measures its norm, scales it into the ball of radius `clip_norm`, and adds it to a double-precision sum.
+The one place where a gradient of a private record exists. For each chunk of records, every layer says what it adds to
+each record's squared norm; the norm gives the record's weight; every layer adds its weighted gradients to a
+double-precision sum (book-keeping, Bu et al. 2023, arXiv 2210.00038).
 """
 
 from __future__ import annotations
@@ -15,26 +16,38 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InternalError, UserError
-from sfumato.privacy.gradients.layers import RULES, Workspace
-from sfumato.privacy.gradients.tape import Reading, taped, trained_layers
+from sfumato.privacy.gradients import kernels
+from sfumato.privacy.gradients.compiled import CompiledLinear, CompiledNorm, as_convolution
+from sfumato.privacy.gradients.contributions import Contribution, Ghost, Instantiated, Places, choose
+from sfumato.privacy.gradients.layers import FALLBACK, Workspace, rule_of
+from sfumato.privacy.gradients.tape import Layer, Reading, refuse_meetings, taped, trained_layers
+from sfumato.privacy.gradients.total import Total
 
-_UNIT = 2.0**-24  # unit roundoff of float32
-_BLOCK = 64  # coordinates whose squares are added in float32
-_GROUP = 4  # records whose contributions are added in float32
-_NORM_ERROR = 1.01 * (_BLOCK + 2) * _UNIT
-_ERROR_PER_RECORD = 2 * 1.01 * (_GROUP + 1) * _UNIT
+_RAISED = 1 + 1e-9  # covers the rounding of squares, sums and roots in double precision
 _GAMMA = 0.01
+_SMALL = 2**18  # parameters whose gradient and sum stay in a core's cache
 
 
-def rounding_slack(expected_batch: float) -> float:
+_REST = 1e-6
+_ERROR_PER_GROUPED = 2 * 1.01 * 8 * 2.0**-24  # groups of eight records are added in float32, twice that for neighbours
+
+
+def rounding_slack(expected_batch: float, grouped: bool = False) -> float:
     """The eta of a sum of about `expected_batch` records: one record moves it by at most `clip_norm (1 + eta)`.
 
-    Contributions of `_GROUP` records are added in float32, their sums in float64. In a group, a sum of products w g is
-    off by at most 5 units of roundoff of sum |w g| (Higham 2002, lemma 3.1), so a sum of m records is off by at most
-    5 m 2^-24 `clip_norm`, and the sums of two neighbouring data sets differ by twice that more than exact ones. Batches
-    vary; beyond ten standard deviations above `expected_batch` the engine adds in float64, where the error is nil.
+    Norms are measured on the values that are added, and what follows is double precision: adding m vectors of norm
+    `clip_norm`, in any order and any number of parts, errs by at most m^2 2^-53 `clip_norm` (Higham 2002, eq. 4.4), and
+    the sums of two neighbouring data sets differ by twice that more than exact ones. Poisson batches of more than four
+    times the expected size and a thousand have a probability below e^-700. A millionth covers the rest.
+
+    Args:
+        expected_batch: records.
+        grouped: leave room to add records of short sequences in groups of eight in float32, each group off by at most 8
+            units of roundoff; beyond ten standard deviations above `expected_batch` the engine adds them in double
+            precision.
     """
-    return _ERROR_PER_RECORD * (expected_batch + 10 * math.sqrt(expected_batch) + 10)
+    room = expected_batch + 10 * math.sqrt(expected_batch) + 10 if grouped else 0.0
+    return _REST + 2.0**-52 * (4 * expected_batch + 1000) ** 2 + _ERROR_PER_GROUPED * room
 
 
 class Clipping(NamedTuple):
@@ -54,18 +67,38 @@ class Clipping(NamedTuple):
         return self.clip_norm / (norms + _GAMMA)
 
 
+class LayerPlan(NamedTuple):
+    """How the engine treats one layer, for `explain`.
+
+    Attributes:
+        name, kind: of the layer.
+        parameters: trained ones.
+        way: "ghost", "instantiate", "compiled" (instantiated record by record in the cache), "compiled linear",
+            "compiled norm" or "torch.func" (no rule of its own).
+        ghost, instantiate: multiply-adds a record of measuring by either way.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    way: str
+    ghost: int
+    instantiate: int
+
+
 class ClippedGradients:
     """Adds up clipped per-record gradients of one model, chunk by chunk.
 
     Guarantee:
-        Adding or removing one record changes `total` by at most `clip_norm (1 + slack)` in Euclidean norm. A record's
-        norm is measured on exactly the rounded values that are summed, and raised by its own rounding error. A record
+        Adding or removing one record changes `total` by at most `clip_norm (1 + rounding_slack(batch))` in Euclidean
+        norm. A record's norm is measured on the rounded values that are summed, or is an upper bound on it. A record
         whose loss or gradient is not finite adds zero and leaves every other record's share as it was, bit for bit.
 
     Does not cover:
-        Losses in which rows of different records meet: the structural checks of `trained_layers` and the tests guard
-        against the usual causes, not against every function. Bits of another record's gradient that depend on its
-        place in a chunk: chunks have one constant shape, which makes them equal on the kernels that were tested.
+        Losses in which rows of different records meet before the first trained layer: `trained_layers` and
+        `refuse_meetings`, in the first pass, guard against the usual causes, not against every function. Bits of
+        another record's gradient that depend on its place in a chunk: chunks have one constant shape, which makes them
+        equal on the kernels that were tested.
     """
 
     def __init__(
@@ -76,15 +109,19 @@ class ClippedGradients:
         rows: int,
         slack: float = 0.0,
         precision: Literal["fp32", "bf16"] = "fp32",
+        beside: ClippedGradients | None = None,
     ) -> None:
         """
         Args:
-            model: any module whose trained layers have rules; switched to `eval` by the caller if it has dropout.
+            model: any module whose trained layers map one tensor to one tensor; switched to `eval` by the caller if it
+                has dropout.
             clipping: radius and kind.
             rows: rows of the batch that belong to one record; its loss is their mean.
-            slack: what rounding may add to a record's share, relative; decides how many records are added in float32
-                (see `rounding_slack`). 0 adds all in float64.
-            precision: `bf16` runs forward and backward under autocast; norms and sums stay in float32 and float64.
+            slack: what rounding may add to a record's share, relative, as `rounding_slack` gave it for the plan:
+                decides how many records of short sequences are added in groups.
+            precision: `bf16` runs forward and backward under autocast; norms and sums stay in wider numbers.
+            beside: the engine of another copy of the model, in another thread; two engines of a large network have one
+                `total`.
         """
         if not clipping.clip_norm > 0 or rows < 1:
             raise UserError(f"clip_norm must be positive and rows at least 1; got {clipping.clip_norm} and {rows}.")
@@ -92,26 +129,38 @@ class ClippedGradients:
             raise UserError("Private training needs torch.set_float32_matmul_precision('highest'), PyTorch's default.")
         self.model, self.clipping, self.rows, self.precision = model, clipping, rows, precision
         self.layers = trained_layers(model)
-        self._single = int(slack / _ERROR_PER_RECORD)
-        self._places: dict[str, slice] = {}
-        for name, parameter, _, _ in self._parameters():
-            start = max((place.stop for place in self._places.values()), default=0)
-            self._places[name] = slice(start, start + parameter.numel())
-        self._length = start + parameter.numel()
-        self.device = parameter.device
-        self._workspace = Workspace()
-        self._gradients = torch.zeros(0)
-        self.reset()
+        self._places: dict[str, Places] = {}
+        start = 0
+        for name, module, trained in self.layers:
+            slices = {}
+            for key in trained:
+                slices[key] = slice(start, start + module.get_parameter(key).numel())
+                start = slices[key].stop
+            self._places[name] = Places(slices)
+        self._length = start
+        self._groupable, self._added = int((slack - 2 * _REST) / _ERROR_PER_GROUPED), 0
+        self.device = next(self._parameters())[1].device
+        self._level = kernels.level() if precision == "bf16" and self.device.type == "cpu" else 0
+        self._workspace, self._scratch = Workspace(), kernels.Scratch()
+        self._first = True
+        self._beside = beside if self._length > _SMALL else None
+        self.sum: Total = self._beside.sum if self._beside else Total(self._places, self._length, self.device)
 
-    def _parameters(self) -> Iterator[tuple[str, nn.Parameter, nn.Module, str]]:
-        """(full name, parameter, module, its name there) of all that trains, in a fixed order."""
+    @property
+    def total(self) -> Tensor:
+        """What was added since `reset`, float64 `(parameters,)` in the engine's own order; the same memory always."""
+        return self.sum.vector
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter, nn.Module, str, slice]]:
+        """(full name, parameter, module, its name there, its place) of all that trains, in a fixed order."""
         for name, module, trained in self.layers:
             for key in trained:
-                yield f"{name}.{key}" if name else key, module.get_parameter(key), module, key
+                full = f"{name}.{key}" if name else key
+                yield full, module.get_parameter(key), module, key, self._places[name].slices[key]
 
     def reset(self) -> None:
-        """Starts a new sum at zero; `total` is float64 `(parameters,)`, in the engine's own order."""
-        self.total = torch.zeros(self._length, dtype=torch.float64, device=self.device)
+        """Starts a new sum at zero; call it for all engines of a sum before one of them adds."""
+        self.sum.reset()
         self._added = 0
 
     def add(self, losses: Callable[[], Tensor], present: Tensor) -> None:
@@ -121,45 +170,110 @@ class ClippedGradients:
             losses: runs the model and returns one loss per row, `(R rows,)`; row r belongs to record `r // rows`.
             present: `(R,)` booleans; records that merely fill the chunk to its constant shape are False.
         """
-        with taped(self.model, self.layers) as readings:
-            with torch.autocast(present.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
-                rows = losses()
-            if rows.shape != (len(present) * self.rows,):
-                raise InternalError(f"the loss has shape {tuple(rows.shape)}, one value per row was expected")
-            torch.autograd.backward((rows.float() / self.rows).sum())  # the gradient of the mean over a record's rows
-        gradients = self._instantiate(readings, len(present))
-        norms = gradients.view(len(gradients), -1, _BLOCK).norm(dim=2).double().norm(dim=1)[: len(present)]
-        usable = present & rows.detach().view(-1, self.rows).isfinite().all(1) & norms.isfinite()
-        if not bool(usable.all()):  # zero times NaN is NaN: unusable rows are replaced, not weighted
-            gradients[: len(present)][~usable] = 0
-            norms = torch.where(usable, norms, 0.0)
-        weights = torch.zeros(len(gradients), dtype=torch.float64, device=self.device)
-        weights[: len(present)] = self.clipping.weights(norms * (1 + _NORM_ERROR)) * (1 - 2 * _UNIT)
+        if not len(present):
+            return
+        self._workspace.kept = 0
+        readings, values = self._passes(losses, len(present))
         self._added += len(present)
-        if self._added <= self._single:
-            groups = weights.float().view(-1, 1, _GROUP) @ gradients.view(-1, _GROUP, gradients.shape[1])
-            self.total += groups.sum((0, 1), dtype=torch.float64)[: self._length]
+        usable = present & values.view(-1, self.rows).isfinite().all(1)
+        together, apart = self._arranged(readings)
+        squares = torch.zeros(len(present), dtype=torch.float64, device=self.device)
+        for _, contribution in apart:
+            squares += contribution.squares()
+        clip, gamma = self.clipping.clip_norm, _GAMMA if self.clipping.kind == "automatic" else -1.0
+        if together:
+            weights = kernels.add_clipped(
+                together,
+                usable,
+                self.total,
+                self._scratch,
+                at_level=self._level,
+                rows=self.rows,
+                clip_norm=clip,
+                gamma=gamma,
+                squares=squares,
+            )
         else:
-            self.total += (weights @ gradients.double())[: self._length]
+            norms = squares.sqrt() * _RAISED
+            usable = usable & norms.isfinite()
+            weights = torch.where(usable, self.clipping.weights(torch.where(usable, norms, 0.0)), 0.0)
+        for name, contribution in reversed(apart) if self._beside else apart:  # two engines seldom meet at a layer
+            with self.sum.turn(name, contribution.overwrites) as (total, overwrite):
+                contribution.add(weights, total, overwrite)
 
-    def _instantiate(self, readings: dict[str, Reading], records: int) -> Tensor:
-        """Every record's gradient, float32: a row each, padded with zeros to whole groups and blocks."""
-        shape = (-(-records // _GROUP) * _GROUP, -(-self._length // _BLOCK) * _BLOCK)
-        if self._gradients.shape != shape:
-            self._gradients = torch.zeros(shape, device=self.device)
-        for name, module, trained in self.layers:
+    def _passes(self, losses: Callable[[], Tensor], records: int) -> tuple[dict[str, Reading], Tensor]:
+        """Forward and backward; what the layers saw, and the loss of every row."""
+        ends: dict[str, tuple[Tensor, Tensor]] | None = {} if self._first else None
+        with taped(self.model, self.layers, records * self.rows, ends) as readings:
+            with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
+                rows = losses()
+            if rows.shape != (records * self.rows,):
+                raise InternalError(f"the loss has shape {tuple(rows.shape)}, one value per row was expected")
+            if ends is not None:
+                refuse_meetings(ends, rows, self.rows)
+                readings.clear()
+                ends.clear()
+            torch.autograd.backward((rows.float() / self.rows).sum())  # the gradient of the mean over a record's rows
+        for name, _, _ in self.layers:
             if name not in readings:
                 raise UserError(f"Layer '{name}' took no part in the loss; freeze it or use it.")
-            activation, gradient = readings[name]
-            rule = RULES[type(module)].gradients
-            found = rule(module, activation.to(gradient.dtype), gradient, self.rows, self._workspace)
-            for key in trained:
-                self._gradients[:records, self._places[f"{name}.{key}" if name else key]] = found[key]
-        return self._gradients
+        self._first = False
+        return readings, rows.detach()
+
+    def _arranged(
+        self, readings: dict[str, Reading]
+    ) -> tuple[list[kernels.Convolution], list[tuple[str, Contribution]]]:
+        """The layers that compiled code forms together, record by record in the cache; and all others, by name."""
+        together = []
+        apart: list[tuple[str, Contribution]] = []
+        for layer in self.layers:
+            reading, places = readings[layer.name], self._places[layer.name]
+            way = self._way(layer, reading)
+            if way == "compiled":
+                together.append(as_convolution(layer, reading, places))
+            else:
+                apart.append((layer.name, self._contribution(way, layer, reading, places)))
+        return together, apart
+
+    def _contribution(self, way: str, layer: Layer, reading: Reading, places: Places) -> Contribution:
+        match way:
+            case "compiled linear":
+                grouped = self._added <= self._groupable
+                return CompiledLinear(layer, reading, self.rows, places, self._scratch, self._level, grouped)
+            case "compiled norm":
+                return CompiledNorm(layer, reading, self.rows, places, self._level)
+            case "ghost":
+                return Ghost(layer, reading, self.rows, places)
+            case _:
+                return Instantiated(layer, reading, self.rows, places, self._workspace)
+
+    def _way(self, layer: Layer, reading: Reading) -> str:
+        module = layer.module
+        if self._level and CompiledNorm.fits(layer):
+            return "compiled norm"
+        if self._level and reading.gradient.dtype == torch.bfloat16:
+            plain = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+            if plain and self._length <= _SMALL:
+                return "compiled"
+            if isinstance(module, nn.Linear):
+                return "compiled linear"
+        return choose(module, reading, self.rows).way
+
+    def explain(self, losses: Callable[[], Tensor], records: int) -> list[LayerPlan]:
+        """How each layer is treated for batches of this shape; runs one pass and adds nothing."""
+        readings, _ = self._passes(losses, records)
+        plans = []
+        for layer in self.layers:
+            name, module, _ = layer
+            choice, way = choose(module, readings[name], self.rows), self._way(layer, readings[name])
+            way = "torch.func" if rule_of(module) is FALLBACK else way
+            parameters = self._places[name].whole.stop - self._places[name].whole.start
+            plans.append(LayerPlan(name, type(module).__name__, parameters, way, choice.ghost, choice.instantiate))
+        return plans
 
     def shaped(self, vector: Tensor) -> dict[str, Tensor]:
         """Splits a vector like `total` into the parameters it belongs to, by name and in their shapes."""
         return {
-            name: RULES[type(module)].restore(module, key, vector[self._places[name]])
-            for name, _, module, key in self._parameters()
+            name: rule_of(module).restore(module, key, vector[place])
+            for name, _, module, key, place in self._parameters()
         }

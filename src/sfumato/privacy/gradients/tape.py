@@ -7,15 +7,16 @@ layer saw and what came back to it is enough to form any record's weight gradien
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.errors import PrivacyRefusal, UserError
-from sfumato.privacy.gradients.layers import RULES
+from sfumato.privacy.gradients.layers import FALLBACK, rule_of
 
 
 class Layer(NamedTuple):
@@ -37,7 +38,7 @@ def trained_layers(model: nn.Module) -> list[Layer]:
     """The layers of `model` that train, in a fixed order.
 
     Raises:
-        UserError: a trained parameter sits in a kind of layer that has no rule.
+        UserError: a layer with trained parameters has an option that its rule does not know.
         PrivacyRefusal: a parameter is shared between layers, or a module mixes records or keeps running statistics;
             then a sum of clipped per-record gradients would not have the bounded sensitivity it is priced at.
     """
@@ -52,14 +53,13 @@ def trained_layers(model: nn.Module) -> list[Layer]:
         trained = tuple(key for key, value in module.named_parameters(recurse=False) if value.requires_grad)
         if not trained:
             continue
-        rule = RULES.get(type(module))
-        if rule is None:
-            known = ", ".join(sorted(kind.__name__ for kind in RULES))
-            raise UserError(
-                f"Layer '{name}' ({type(module).__name__}) has trained parameters but no per-record gradient rule; "
-                f"private training knows {known}: freeze the layer or build it from these."
-            )
-        if obstacle := rule.obstacle(module):
+        if any(isinstance(value, nn.UninitializedParameter) for value in module.parameters(recurse=False)):
+            raise UserError(f"Layer '{name}' ({type(module).__name__}) has no shape yet; run the model once before.")
+        rule = rule_of(module)
+        obstacle = rule.obstacle(module)
+        if rule is not FALLBACK and not {"weight", "bias"}.issuperset(trained):  # older ways to reparametrise
+            obstacle = "parameters besides weight and bias"
+        if obstacle:
             raise UserError(f"Layer '{name}' ({type(module).__name__}) has {obstacle}, which has no gradient rule.")
         owners.update(id(module.get_parameter(key)) for key in trained)
         layers.append(Layer(name, module, trained))
@@ -71,40 +71,79 @@ def trained_layers(model: nn.Module) -> list[Layer]:
 
 
 @contextmanager
-def taped(model: nn.Module, layers: list[Layer]) -> Iterator[dict[str, Reading]]:
+def taped(
+    model: nn.Module, layers: list[Layer], rows: int, ends: dict[str, tuple[Tensor, Tensor]] | None = None
+) -> Iterator[dict[str, Reading]]:
     """Runs a forward and a backward pass inside; afterwards the yielded dictionary maps layer names to readings.
 
+    Args:
+        model: what runs.
+        layers: its trained layers.
+        rows: of the batch; every layer must see each of them.
+        ends: where to put the layers' inputs and outputs, for `refuse_meetings`.
+
     Raises:
-        PrivacyRefusal: a layer ran twice in one pass (its norm would lack the cross term), or a buffer changed in
-            `forward` (the model would remember records outside what is noised).
+        PrivacyRefusal: a layer ran twice in one pass (its norm would lack the cross term), or a buffer or parameter
+            changed in `forward` (the model would remember records outside what is noised).
+        UserError: a layer does not map one tensor to one tensor row by row, or its input was overwritten.
     """
     readings: dict[str, Reading] = {}
     seen: set[str] = set()
+    given: dict[nn.Module, Tensor] = {}  # inputs of fenced layers as they were
     handles = []
     parameters = [module.get_parameter(key) for _, module, trained in layers for key in trained]
-    buffers = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
+    before = _state(model)
 
     def watch(name: str, module: nn.Module) -> None:
-        def after(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def after(_: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
             if name in seen:
                 raise PrivacyRefusal(f"Layer '{name}' runs twice in one pass; give each use a layer of its own.")
             seen.add(name)
-            activation = inputs[0].detach()
+            if len(inputs) != 1 or options or not all(isinstance(x, Tensor) for x in (*inputs, output)):
+                raise UserError(
+                    f"Layer '{name}' ({type(module).__name__}) has trained parameters of its own and does not map one "
+                    "tensor to one tensor; put the parameters into a layer that does."
+                )
+            activation = given.pop(module, inputs[0]).detach()
+            if any(x.shape[:1] != (rows,) for x in (activation, output)):
+                raise UserError(
+                    f"Layer '{name}' ({type(module).__name__}) maps {tuple(activation.shape)} to {tuple(output.shape)} "
+                    f"in a pass of {rows} rows; give it something for each row (repeat constants, such as positions)."
+                )
             if not output.requires_grad:  # nothing before it trains: gradients start here
                 output.requires_grad_()
+            if ends is not None:
+                ends[name] = inputs[0], output
+            version = activation._version
 
             def keep(gradient: Tensor) -> None:
+                if activation._version != version:
+                    raise UserError(f"The input of layer '{name}' was overwritten after its use; work on a copy.")
                 readings[name] = Reading(activation, gradient)
 
-            output.register_hook(keep)  # type: ignore[no-untyped-call]
+            output.register_hook(keep)
 
-        handles.append(module.register_forward_hook(after))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+
+    def fence(module: nn.Module) -> None:
+        def before(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+            given[module] = inputs[0]
+            return _finite(inputs[0])
+
+        def after(_: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
+            if output.requires_grad:
+                output.register_hook(_finite)
+
+        handles.extend((module.register_forward_pre_hook(before), module.register_forward_hook(after)))
 
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
         for name, module, _ in layers:
             watch(name, module)
+        for module in model.modules():
+            if _reaches_into_the_next_row(module):
+                fence(module)
         with torch.enable_grad():
             yield readings
     finally:
@@ -112,6 +151,55 @@ def taped(model: nn.Module, layers: list[Layer]) -> Iterator[dict[str, Reading]]
             handle.remove()
         for parameter in parameters:
             parameter.requires_grad_(True)
-    for name, (buffer, version) in buffers.items():
-        if buffer._version != version:
-            raise PrivacyRefusal(f"Buffer '{name}' changed in forward; private training allows no running state.")
+    after = _state(model)
+    for name in before | after:
+        (old, was), (new, now) = before.get(name, (None, 0)), after.get(name, (None, 0))
+        if old is not new or was != now:
+            raise PrivacyRefusal(f"'{name}' changed in forward; private training allows no running state.")
+
+
+def _reaches_into_the_next_row(module: nn.Module) -> bool:
+    """Whether NaN in one row may spoil the row before it, which may be another record's.
+
+    On processors, PyTorch's products of bfloat16 (oneDNN) multiply whole pairs and fours of numbers. Where a row does
+    not end with one, they take the first numbers of the next row times zero. So such layers get, forward and backward,
+    zeros for what is not finite; readings keep it, and the record is skipped.
+    """
+    return isinstance(module, nn.Linear) and bool(module.in_features % 4 or module.out_features % 4)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.where(x.isfinite(), x, 0.0)
+
+
+def _state(model: nn.Module) -> dict[str, tuple[Tensor | None, int]]:
+    """Buffers and parameters, with the number of times that each was written to."""
+    return {name: (value, value._version) for name, value in chain(model.named_buffers(), model.named_parameters())}
+
+
+def refuse_meetings(ends: Mapping[str, tuple[Tensor, Tensor]], losses: Tensor, rows: int) -> None:
+    """Refuses a pass in which records meet: inside `taped`, after the forward pass.
+
+    One half of the records' losses and of what their layers see and say must have no gradient by what layers say of the
+    other half. The halves are those of the Thue-Morse sequence, which no regular pattern of meetings escapes. Zeros are
+    exact here, and NaN says nothing, so that the answer does not hang on what the records hold.
+
+    Args:
+        ends: inputs and outputs of the trained layers, `(R rows, ...)`.
+        losses: `(R rows,)`.
+        rows: rows a record.
+
+    Raises:
+        PrivacyRefusal: they meet.
+    """
+    halves = torch.tensor([record.bit_count() % 2 == 0 for record in range(len(losses) // rows)], device=losses.device)
+    half = halves.repeat_interleave(rows)
+    outputs = [output for _, output in ends.values()]
+    heads = [value for value in (losses, *chain.from_iterable(ends.values())) if value.requires_grad]
+    for mine in (half, ~half):
+        said = torch.cat([value[mine].flatten().float() for value in heads])
+        uneven = torch.linspace(1, 2, len(said), device=said.device)  # an even sum of a norm's output has no gradient
+        for name, gradient in zip(ends, torch.autograd.grad(uneven @ said, outputs, retain_graph=True), strict=True):
+            theirs = gradient[~mine]
+            if bool((theirs.isfinite() & (theirs != 0)).any()):
+                raise PrivacyRefusal(f"Records meet after layer '{name}': a row's loss must depend on that row alone.")

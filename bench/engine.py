@@ -1,0 +1,384 @@
+"""What a DP step costs: our engine beside a plain step, Opacus and torch.func.vmap, on the same network and batch.
+
+    pip install opacus==1.6.0 opt-einsum --no-deps
+    python bench/engine.py
+
+A step is forward, backward and, for private ones, the sum of clipped per-record gradients; no optimiser, no noise. The
+contenders of a network take turns, at least five times each; figures are medians. "Plain" is a `nn.Module` step on all
+of PyTorch's threads, the faster of its two memory layouts; `plain_replicas` is the same with one replica a core, as our
+engine works. Peak memory is that of a process which does nothing else.
+
+Last line: {"gpt16": {"dp_over_plain": .., "opacus_fp32_over_ours": .., "opacus_bf16_over_ours": ..,
+"memory_over_plain": ..}, ...}; Opacus is the faster of its modes "hooks" and "ghost".
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from cells import machine, run
+from torch import Tensor, nn
+
+from sfumato.hardware import keep_freed_memory
+from sfumato.nets.diffusion import Denoiser
+from sfumato.nets.transformer import GPT, TransformerShape
+from sfumato.nets.unet import UNet, UNetShape
+from sfumato.privacy.gradients.engine import rounding_slack
+from sfumato.privacy.plan import TrainingTouch
+from sfumato.privacy.training import Crew
+
+REPEATS, LEAST_SECONDS = 7, 0.5
+CLIP = 1.0
+
+
+class Task(NamedTuple):
+    """A network, its batch and what to compute.
+
+    Attributes:
+        model: to train.
+        batch: tensors with one row per row of the batch.
+        loss: `(model, *batch)` to one loss a row.
+        rows: rows a record.
+        chunk: records in one of our passes.
+    """
+
+    model: nn.Module
+    batch: tuple[Tensor, ...]
+    loss: Callable[..., Tensor]
+    rows: int
+    chunk: int
+
+    @property
+    def records(self) -> int:
+        return len(self.batch[0]) // self.rows
+
+
+def gpt(length: int, records: int) -> Task:
+    """5.0 M parameters: 6 blocks of width 256, vocabulary 512."""
+    model = _Losses(GPT(512, TransformerShape(256, 6, 8, length)))
+    return Task(model, (torch.randint(0, 512, (records, length + 1)),), lambda m, *x: m(*x), 1, records // 2)
+
+
+class _Losses(nn.Module):
+    """A network whose forward pass is its loss, because Opacus and vmap want a module that takes the batch."""
+
+    def __init__(self, network: UNet | GPT) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        if isinstance(self.network, GPT):
+            return self.network.losses(*batch)
+        return Denoiser(self.network, 0.5).loss(*batch)
+
+
+def unet(rows: int, records: int, width: tuple[int, int] = (32, 32), blocks: tuple[int, int] = (2, 2)) -> Task:
+    """The `laptop` U-Net on 28 x 28 grey images of 10 classes, or a larger one."""
+    model = _Losses(UNet(UNetShape(4, 4, 10, width, blocks)))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    count = rows * records
+    picture = (count, 4, 14, 14)
+    batch = (torch.randn(picture), torch.randn(picture), torch.rand(count) + 0.1, torch.arange(count) % 10)
+    return Task(model, (*batch, torch.randn(picture)), lambda m, *x: m(*x), rows, records // 2)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "gpt16": partial(gpt, 16, 128),
+    "gpt64": partial(gpt, 64, 64),
+    "gpt256": partial(gpt, 256, 16),
+    "unet_k1": partial(unet, 1, 256),
+    "unet_k4": partial(unet, 4, 64),
+    "unet_wide": partial(unet, 1, 64, (96, 128), (4, 4)),
+}
+
+
+def autocast(precision: str) -> Any:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def plain(task: Task, precision: str, layout: torch.memory_format) -> Callable[[], None]:
+    """An ordinary step."""
+    model = copy.deepcopy(task.model).to(memory_format=layout)  # type: ignore[call-overload]
+    batch = tuple(x.contiguous(memory_format=layout) if x.dim() == 4 else x for x in task.batch)
+
+    def step() -> None:
+        model.zero_grad()
+        with autocast(precision):
+            losses = task.loss(model, *batch)
+        losses.float().mean().backward()
+
+    return step
+
+
+def consume(_: Tensor) -> None:
+    """A step returns nothing."""
+
+
+class _Learner:
+    """As much of a learner as the crew asks for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def loss(self, model: nn.Module, rows: Any) -> Tensor:
+        raise NotImplementedError
+
+
+def crew_of(task: Task, precision: str) -> Crew:
+    slack = rounding_slack(2 * task.records, grouped=True)
+    touch = TrainingTouch("training", 0.1, 1, 1.0, CLIP, task.rows, slack)
+    model = copy.deepcopy(task.model)
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Crew(_Learner(model), touch, task.chunk, precision)  # type: ignore[arg-type]
+
+
+def parts_of(task: Task, number: int) -> list[tuple[Tensor, ...]]:
+    """The chunks of one of two workers."""
+    size = task.chunk * task.rows
+    return [
+        tuple(x[i * size : (i + 1) * size] for x in task.batch) for i in range(number, task.records // task.chunk, 2)
+    ]
+
+
+def ours(task: Task, precision: str) -> Callable[[], None]:
+    """Our step: one replica a core."""
+    crew = crew_of(task, precision)
+    present = torch.ones(task.chunk, dtype=torch.bool)
+
+    def work(number: int, engine: Any) -> None:
+        for part in parts_of(task, number):
+            engine.add(lambda part=part: task.loss(engine.model, *part), present)
+
+    return lambda: consume(crew._sum(work))
+
+
+def plain_replicas(task: Task, precision: str) -> Callable[[], None]:
+    """An ordinary step with one replica a core, in our memory layout."""
+    crew = crew_of(task, precision)
+
+    def work(number: int, engine: Any) -> None:
+        engine.model.zero_grad()
+        for part in parts_of(task, number):
+            with autocast(precision):
+                losses = task.loss(engine.model, *part)
+            losses.float().mean().backward()
+
+    return lambda: consume(crew._sum(work))
+
+
+def opacus_hooks(task: Task, precision: str) -> Callable[[], None]:
+    """Opacus's default: all gradients kept; of several rows a record, the mean is taken before clipping."""
+    from opacus.grad_sample import GradSampleModule
+
+    model = GradSampleModule(copy.deepcopy(task.model), loss_reduction="sum")
+
+    def step() -> None:
+        model.zero_grad()
+        with autocast(precision):
+            losses = task.loss(model, *task.batch)
+        losses.float().sum().backward()
+        samples = []
+        for parameter in model.parameters():
+            sample = parameter.grad_sample
+            samples.append(sample.unflatten(0, (-1, task.rows)).mean(1) if task.rows > 1 else sample)
+        norms = torch.stack([sample.flatten(1).float().norm(dim=1) for sample in samples], dim=1).norm(dim=1)
+        factors = (CLIP / (norms + 1e-6)).clamp(max=1.0)  # as in DPOptimizer.clip_and_accumulate
+        for parameter, sample in zip(model.parameters(), samples, strict=True):
+            parameter.grad = torch.einsum("i,i...", factors.to(sample.dtype), sample).to(parameter.dtype)
+            parameter.grad_sample = None
+
+    return step
+
+
+def opacus_ghost(task: Task, precision: str) -> Callable[[], None]:
+    """Opacus's ghost clipping: a second backward pass. It knows one row a record; several count as records here."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    model = GradSampleModuleFastGradientClipping(
+        copy.deepcopy(task.model), max_grad_norm=CLIP, use_ghost_clipping=True, loss_reduction="sum"
+    )
+
+    def step() -> None:
+        model.zero_grad()
+        model.enable_hooks()
+        with autocast(precision):
+            losses = task.loss(model, *task.batch).float()
+        losses.sum().backward(retain_graph=True)
+        model.zero_grad()
+        factors = model.get_clipping_coef()
+        model.disable_hooks()
+        (factors.detach() * losses).sum().backward()
+
+    return step
+
+
+def vmap(task: Task, precision: str) -> Callable[[], None]:
+    """torch.func: per-record gradients by vmap in chunks of 16 records."""
+    model = copy.deepcopy(task.model)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], *record: Tensor) -> Tensor:
+        with autocast(precision):
+            rows = torch.func.functional_call(
+                _Call(model, task.loss), {f"model.{k}": v for k, v in weights.items()}, record
+            )
+        return rows.float().mean()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, *(0 for _ in task.batch)), chunk_size=16)
+    batch = tuple(x.unflatten(0, (-1, task.rows)) for x in task.batch)
+
+    def step() -> None:
+        samples = gradients(parameters, *batch)
+        norms = torch.stack([s.flatten(1).norm(dim=1) for s in samples.values()], dim=1).norm(dim=1)
+        factors = (CLIP / (norms + 1e-6)).clamp(max=1.0)
+        for sample in samples.values():
+            torch.einsum("i,i...", factors, sample)
+
+    return step
+
+
+class _Call(nn.Module):
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.loss(self.model, *batch)
+
+
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+CONTENDERS: dict[str, Callable[[Task, str], Callable[[], None]]] = {
+    "ours": ours,
+    "plain_nchw": partial(plain, layout=torch.contiguous_format),
+    "plain_nhwc": partial(plain, layout=torch.channels_last),
+    "plain_replicas": plain_replicas,
+    "opacus_hooks": opacus_hooks,
+    "opacus_ghost": opacus_ghost,
+    "vmap": vmap,
+}
+SLOW = {"unet_wide": {"vmap"}}
+
+
+def measure(name: str, repeats: int, has_bf16: bool) -> dict[str, Any]:
+    """Seconds a record of every contender in both precisions, in turns; peak memory of ours and plain."""
+    keep_freed_memory()
+    warnings.filterwarnings("ignore", message="Full backward hook")  # Opacus's
+    torch.manual_seed(0)
+    task = TASKS[name]()
+    steps: dict[str, Callable[[], None]] = {}
+    failures: dict[str, str] = {}
+    for contender, make in CONTENDERS.items():
+        if contender in SLOW.get(name, ()) or (contender == "plain_nhwc" and name.startswith("gpt")):
+            continue
+        for precision in ("fp32", "bf16") if has_bf16 else ("fp32",):
+            key = f"{contender}_{precision}"
+            try:
+                step = make(task, precision)
+                step()
+                steps[key] = step
+            except Exception as error:
+                failures[key] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    counts = {key: _repeats_of(step) for key, step in steps.items()}
+    for _ in range(repeats):
+        for key, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(counts[key]):
+                step()
+            times[key].append((time.perf_counter() - began) / counts[key] / task.records)
+    precision = "bf16" if has_bf16 else "fp32"
+    plain_layout = min(
+        (key for key in times if key.startswith("plain_n") and key.endswith(precision)),
+        key=lambda key: statistics.median(times[key]),
+    )
+    memory = {key: _peak(name, key) for key in (f"ours_{precision}", plain_layout)}
+    return {
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "records": task.records,
+        "rows": task.rows,
+        "seconds_a_record": {key: [round(value, 8) for value in values] for key, values in times.items()},
+        "peak_mb": memory,
+        "failed": failures,
+    }
+
+
+def _repeats_of(step: Callable[[], None]) -> int:
+    step()
+    began = time.perf_counter()
+    step()
+    return max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - began)))
+
+
+def _peak(name: str, contender: str) -> float:
+    """Most memory of a process that takes three steps, less what it has with network and batch before the first."""
+    command = [sys.executable, __file__, "--peak", f"{name}:{contender}"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def _print_peak(what: str) -> None:
+    name, _, contender = what.partition(":")
+    kind, _, precision = contender.rpartition("_")
+    task = TASKS[name]()
+    step = CONTENDERS[kind](task, precision)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    for _ in range(3):
+        step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20)
+
+
+def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
+    """One a network."""
+    has_bf16 = bool(machine()["bf16"])
+    return {name: partial(measure, name, REPEATS, has_bf16) for name in TASKS}
+
+
+def ratios(cell: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the last line from one network's cell."""
+    median = {key: statistics.median(values) for key, values in cell["seconds_a_record"].items()}
+
+    def best(*prefixes: str, precision: str) -> float | None:
+        found = [v for k, v in median.items() if k.startswith(prefixes) and k.endswith(precision)]
+        return min(found) if found else None
+
+    def over(one: float | None, other: float | None) -> float | None:
+        return round(one / other, 3) if one and other else None
+
+    precision = "bf16" if "ours_bf16" in median else "fp32"
+    our = median[f"ours_{precision}"]
+    memory = list(cell["peak_mb"].values())
+    return {
+        "dp_over_plain": over(our, best("plain_n", precision=precision)),
+        "opacus_fp32_over_ours": over(best("opacus", precision="fp32"), our),
+        "opacus_bf16_over_ours": over(best("opacus", precision="bf16"), our),
+        "memory_over_plain": over(memory[0], memory[1]),
+        "dp_over_plain_replicas": over(our, best("plain_replicas", precision=precision)),
+        "dp_over_plain_fp32": over(median["ours_fp32"], best("plain_n", precision="fp32")),
+        "vmap_over_ours": over(best("vmap", precision="fp32"), our),
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--peak"]:
+        _print_peak(sys.argv[2])
+        sys.exit()
+    run(
+        "engine",
+        cells,
+        lambda found: {name: ratios(cell) for name, cell in found.items()},
+        settings={"repeats": REPEATS, "clip_norm": CLIP, "threads": torch.get_num_threads()},
+    )

@@ -1,0 +1,85 @@
+"""Layers as the compiled kernels want them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.privacy.gradients import kernels
+from sfumato.privacy.gradients.contributions import Instantiated, Places, choose
+from sfumato.privacy.gradients.kernels import Convolution
+from sfumato.privacy.gradients.layers import Workspace, by_record
+from sfumato.privacy.gradients.tape import Layer, Reading
+
+
+def as_convolution(layer: Layer, reading: Reading, places: Places) -> Convolution:
+    """A convolution, or a linear layer as a 1x1 convolution on one line; without copies where it can be."""
+    module, (activation, gradient) = layer.module, reading
+    if activation.dtype not in (torch.float32, torch.bfloat16):
+        activation = activation.bfloat16()
+    weight_at, bias_at = (places.slices[key].start if key in places.slices else -1 for key in ("weight", "bias"))
+    if isinstance(module, nn.Conv2d):
+        activation, gradient = (x.permute(0, 2, 3, 1).contiguous() for x in (activation, gradient))
+        padding = tuple(int(size) for size in module.padding)
+        options: tuple[tuple[int, ...], ...] = (module.kernel_size, module.stride, padding)
+        return Convolution(activation, gradient, weight_at, bias_at, *options)  # type: ignore[arg-type]
+    return Convolution(_line(activation), _line(gradient), weight_at, bias_at)
+
+
+class CompiledLinear:
+    """A linear layer of a large network: measured without a gradient in memory, added tile by tile."""
+
+    overwrites = True
+
+    def __init__(
+        self,
+        layer: Layer,
+        reading: Reading,
+        rows: int,
+        places: Places,
+        scratch: kernels.Scratch,
+        level: int,
+        grouped: bool,
+    ) -> None:
+        self._scratch, self._level, self._grouped = scratch, level, grouped
+        activation, gradient = reading
+        if activation.dtype not in (torch.float32, torch.bfloat16):
+            activation = activation.bfloat16()
+        weight_at, bias_at = (places.slices[key].start if key in places.slices else -1 for key in ("weight", "bias"))
+        self._linear = kernels.Linear(
+            by_record(activation, rows).contiguous(), by_record(gradient, rows).contiguous(), weight_at, bias_at
+        )
+        self._gram = choose(layer.module, reading, rows).way == "ghost"
+
+    def squares(self) -> Tensor:
+        return self._linear.squares(self._gram, self._scratch, self._level)
+
+    def add(self, weights: Tensor, total: Tensor, overwrite: bool = False) -> None:
+        self._linear.add(weights, total, self._scratch, self._level, self._grouped, overwrite)
+
+
+class CompiledNorm(Instantiated):
+    """A layer norm over the last dimension, in one pass over its inputs."""
+
+    def __init__(self, layer: Layer, reading: Reading, rows: int, places: Places, level: int) -> None:
+        super().__init__(layer, reading, rows, places, Workspace())
+        self._level = level
+
+    @staticmethod
+    def fits(layer: Layer) -> bool:
+        """Whether a layer is of this kind."""
+        module = layer.module
+        if not isinstance(module, nn.LayerNorm) or len(layer.trained) != 2:
+            return False
+        return len(module.normalized_shape) == 1 and module.normalized_shape[0] % 8 == 0
+
+    def _form(self) -> Tensor:
+        module = self._layer.module
+        assert isinstance(module, nn.LayerNorm)
+        x, g = (by_record(value.float(), self._rows).contiguous() for value in self._reading)
+        return kernels.norm_gradients(x, g, module.eps, self._level)
+
+
+def _line(x: Tensor) -> Tensor:
+    """`(N, ..., d)` to `(N, 1, positions, d)`."""
+    return x.reshape(len(x), 1, -1, x.shape[-1]).contiguous()

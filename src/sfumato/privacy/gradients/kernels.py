@@ -1,0 +1,230 @@
+"""The compiled kernels (`convolution.cpp`, `linear.cpp`), loaded where they were built and the processor can run them.
+
+Sfumato is complete without them: `layers.py` computes the same sums in PyTorch, several times slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).with_name("_kernels.so")
+LEVELS = ("off", "avx512", "amx")
+"""Values of the environment variable SFUMATO_KERNELS, which lowers what the processor offers."""
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("activation", ctypes.c_void_p),
+        ("gradient", ctypes.c_void_p),
+        ("weight_at", ctypes.c_int64),
+        ("bias_at", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("activation_is_float", "height", "width", "channels")),
+        *((name, ctypes.c_int32) for name in ("out_height", "out_width", "out_channels")),
+        *((name, ctypes.c_int32) for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w")),
+    )
+
+
+class _Task(ctypes.Structure):
+    _fields_ = (
+        ("records", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("length", ctypes.c_int64),
+        ("squares", ctypes.c_void_p),
+        ("usable", ctypes.c_void_p),
+        ("clip_norm", ctypes.c_double),
+        ("gamma", ctypes.c_double),
+        ("weights", ctypes.c_void_p),
+        ("total", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+    )
+
+
+class Convolution(NamedTuple):
+    """What the kernels need of one layer; a linear layer is a 1x1 convolution on one line of positions.
+
+    Attributes:
+        activation: `(R rows, H, W, C)`, contiguous, bfloat16 or float32.
+        gradient: `(R rows, h, w, P)`, contiguous, bfloat16.
+        weight_at: place of the weight's gradient in a record's, in the order P, kernel, C.
+        bias_at: place of the bias's gradient, or -1.
+        kernel, stride, padding: (vertical, horizontal).
+    """
+
+    activation: Tensor
+    gradient: Tensor
+    weight_at: int
+    bias_at: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    def _packed(self) -> _Layer:
+        _, height, width, channels = self.activation.shape
+        _, out_height, out_width, out_channels = self.gradient.shape
+        return _Layer(
+            self.activation.data_ptr(),
+            self.gradient.data_ptr(),
+            self.weight_at,
+            self.bias_at,
+            self.activation.dtype == torch.float32,
+            *(height, width, channels, out_height, out_width, out_channels),
+            *(*self.kernel, *self.stride, *self.padding),
+        )
+
+
+def sources() -> str:
+    """SHA-256 of the C++ sources beside this file; a library of other sources is not loaded."""
+    files = sorted(LIBRARY.parent.glob("*.?pp"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return None
+    library.sources.restype = ctypes.c_char_p
+    if library.sources().decode() != sources():
+        return None
+    library.scratch_floats.restype = ctypes.c_int64
+    library.linear_scratch_floats.restype = ctypes.c_int64
+    return library
+
+
+def level() -> int:
+    """What can be used here: 0 nothing, 1 AVX512-BF16, 2 AMX."""
+    wanted = os.environ.get("SFUMATO_KERNELS", LEVELS[-1])
+    library = _library()
+    if library is None or wanted not in LEVELS:
+        return 0
+    return min(int(library.processor_level()), LEVELS.index(wanted))
+
+
+class Scratch:
+    """Memory that one thread's kernels keep between calls."""
+
+    def __init__(self) -> None:
+        self._held = torch.zeros(0)
+
+    def pointer(self, floats: int) -> int:
+        """Address of at least `floats` floats, 64-byte aligned."""
+        if self._held.numel() < floats + 16:
+            self._held = torch.zeros(floats + 16)
+        return -(-self._held.data_ptr() // 64) * 64
+
+
+def add_clipped(
+    layers: Sequence[Convolution],
+    usable: Tensor,
+    total: Tensor,
+    scratch: Scratch,
+    *,
+    at_level: int,
+    rows: int,
+    clip_norm: float,
+    gamma: float,
+    squares: Tensor,
+) -> Tensor:
+    """Adds the clipped gradients of the usable records to `total`; returns each record's factor, 0 if it was skipped.
+
+    A record whose gradient is not finite is skipped like an unusable one.
+
+    Args:
+        layers: what is formed here; places of other layers in a record's gradient stay zero.
+        usable: `(R,)` booleans.
+        total: `(n,)` float64, on the CPU.
+        scratch: of the calling thread.
+        at_level: as `level()` gave it.
+        rows: rows of the batch that belong to one record.
+        clip_norm: radius C.
+        gamma: the factor is C / (norm + gamma); below 0 it is C / max(norm, C).
+        squares: `(R,)` float64, squared norms of parts that are added elsewhere with the factors returned.
+    """
+    library = _library()
+    assert library is not None
+    assert total.dtype == torch.float64
+    weights = torch.empty(len(usable), dtype=torch.float64)
+    mask = usable.to(torch.uint8)
+    task = _Task(
+        *(len(usable), rows, total.numel()),
+        squares.data_ptr(),
+        mask.data_ptr(),
+        *(clip_norm, gamma, weights.data_ptr(), total.data_ptr(), None),
+    )
+    packed = (_Layer * len(layers))(*(layer._packed() for layer in layers))
+    task.scratch = scratch.pointer(library.scratch_floats(packed, len(layers), ctypes.byref(task)))
+    if library.clipped_sum(at_level, packed, len(layers), ctypes.byref(task)):
+        raise RuntimeError("the kernels were called on a processor that they do not support")
+    return weights
+
+
+class Linear(NamedTuple):
+    """One linear layer of a chunk of R records, for `squares` and `add`.
+
+    Attributes:
+        activation: `(R, positions, d)`, contiguous, bfloat16 or float32.
+        gradient: `(R, positions, p)`, contiguous, bfloat16.
+        weight_at, bias_at: places in a record's gradient, or -1.
+    """
+
+    activation: Tensor
+    gradient: Tensor
+    weight_at: int
+    bias_at: int
+
+    def _call(self, function: str, scratch: Scratch, at_level: int, *arguments: object) -> None:
+        library = _library()
+        assert library is not None
+        records, positions, _ = self.activation.shape
+        flat = Convolution(self.activation[:, None], self.gradient[:, None], self.weight_at, self.bias_at)
+        layer, sizes = flat._packed(), (ctypes.c_int64(records), ctypes.c_int64(positions))
+        memory = scratch.pointer(library.linear_scratch_floats(ctypes.byref(layer), *sizes))
+        pointers = (ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else value for value in arguments)
+        if getattr(library, function)(at_level, ctypes.byref(layer), *sizes, *pointers, ctypes.c_void_p(memory)):
+            raise RuntimeError("the kernels were called on a processor that they do not support")
+
+    def squares(self, gram: bool, scratch: Scratch, at_level: int) -> Tensor:
+        """Squared norms of the gradients or upper bounds on them, `(R,)` float64; by Gram matrices if `gram`."""
+        found = torch.zeros(len(self.activation), dtype=torch.float64)
+        self._call("linear_squares", scratch, at_level, int(gram), found)
+        return found
+
+    def add(
+        self,
+        weights: Tensor,
+        total: Tensor,
+        scratch: Scratch,
+        at_level: int,
+        grouped: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Adds the gradients times `weights`, `(R,)` float64, to `total` float64; weight 0 is not read.
+
+        `grouped` allows to add eight records of at most 16 positions in float32, with weights rounded down to 8 bits;
+        `overwrite` takes what is in `total` for zero.
+        """
+        weights = weights.contiguous()
+        self._call("linear_add", scratch, at_level, int(grouped), int(overwrite), weights, total)
+
+
+def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -> Tensor:
+    """Gradients of a layer norm's scale and shift, `(R, 2 d)`, for float32 inputs `(R, positions, d)`, d in eights."""
+    library = _library()
+    assert library is not None
+    records, positions, width = x.shape
+    out = torch.empty(records, 2 * width)
+    sizes = (ctypes.c_int64(records), ctypes.c_int64(positions), ctypes.c_int64(width))
+    pointers = [ctypes.c_void_p(value.data_ptr()) for value in (x, gradient, out)]
+    if library.norm_gradients(at_level, *pointers[:2], *sizes, ctypes.c_double(epsilon), pointers[2]):
+        raise RuntimeError("the kernels were called on a processor that they do not support")
+    return out
