@@ -18,7 +18,7 @@ from sfumato.errors import PrivacyRefusal, SfumatoError, UserError
 from tests.small_set import SMALL, draw_folder
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["synthesize", "forecast", "resume", "sample", "verify", "clean", "ledger", "data"]
+COMMANDS = ["synthesize", "forecast", "resume", "sample", "verify", "evaluate", "clean", "ledger", "data", "models"]
 
 
 @pytest.fixture(scope="module")

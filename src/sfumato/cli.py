@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sfumato import __version__
+from sfumato.cli_data import data_app
+from sfumato.cli_evaluate import evaluate
+from sfumato.cli_models import models_app
 from sfumato.errors import SfumatoError, UserError
 
 if TYPE_CHECKING:
@@ -30,9 +33,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 ledger_app = typer.Typer(no_args_is_help=True, help="What was spent on a data set, and its cap.")
-data_app = typer.Typer(no_args_is_help=True, help="Public image sets to try things on.")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 PrivateDir = Annotated[Path, typer.Argument(help="Folder of private images (class sub-folders or metadata.jsonl).")]
@@ -56,6 +59,10 @@ RunDir = Annotated[
     Path | None, typer.Option(help="Private folder of the run.  [default: RELEASE_DIR.run]", show_default=False)
 ]
 LedgerPath = Annotated[Path | None, typer.Option("--ledger", help="Use this ledger file instead of your own.")]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Train for as many steps as the whole run then takes here.  [default: the preset's]"),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 
 
@@ -86,6 +93,7 @@ def synthesize(
     config: ConfigFile = None,
     run_dir: RunDir = None,
     ledger: LedgerPath = None,
+    minutes: Minutes = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -99,11 +107,13 @@ def synthesize(
     The budget is spent once. If the run is interrupted, `sfumato resume release.run` finishes it.
     """
     from sfumato import run
+    from sfumato.hardware import choose_hardware
+    from sfumato.speed import in_time
 
     settings = _settings(locals())
     folder = run_dir or release_dir.with_name(release_dir.name + ".run")
     run.check_folders(private_dir, release_dir, folder)
-    resolved = _resolve(settings, private_dir, classes_are_public, config)
+    resolved = in_time(_resolve(settings, private_dir, classes_are_public, config), choose_hardware(device))
     started = run.prepare(resolved, private_dir, release_dir, folder, run.make_plan(resolved))
     _finish(started, device, as_json)
 
@@ -126,6 +136,7 @@ def forecast(
     config: ConfigFile = None,
     run_dir: RunDir = None,
     ledger: LedgerPath = None,
+    minutes: Minutes = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -216,6 +227,9 @@ def verify(
         raise typer.Exit(1)
 
 
+app.command()(evaluate)
+
+
 @app.command()
 def clean(
     run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")],
@@ -300,31 +314,9 @@ def ledger_import(
     typer.echo(f"Entered epsilon {epsilon:g}, delta {delta:g} on the ledger of {dataset}.")
 
 
-@data_app.command("list")
-def data_list() -> None:
-    """List the public image sets that can be fetched."""
-    from sfumato.data import datasets
-
-    for name in datasets.NAMES:
-        typer.echo(name)
-
-
-@data_app.command("fetch")
-def data_fetch(name: str, folder: Path) -> None:
-    """Fetch a public image set into a folder with `train/` and `test/`.
-
-    Example: `sfumato data fetch fashion-mnist fashion/`
-    """
-    from sfumato.data import datasets
-
-    with _progress(False) as report:
-        datasets.fetch(name, folder, progress=lambda done: report("writing images", done, None))
-    typer.echo(f"{name} is in {folder}.")
-
-
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The run settings among a command's arguments, by their names in `RunConfig`; what was not given is left out."""
-    names = ("dataset", "method", "epsilon", "delta", "unit", "public_size", "count")
+    names = ("dataset", "method", "epsilon", "delta", "unit", "public_size", "count", "minutes")
     settings = {name: given[name] for name in names if given[name] is not None}
     if given["ledger"] is not None:
         settings["ledger"] = str(given["ledger"])

@@ -1,60 +1,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.measure.lines import CLASSES, folder_of, pictures, samples
 
 from sfumato.data.decode import ImageSpec
-from sfumato.data.release import Provenance, Samples
+from sfumato.data.release import Samples
 from sfumato.errors import UserError
-from sfumato.measure import utility
-from sfumato.measure.utility import evaluate, read_folder
-from sfumato.nets.classifier import ConvNet
-
-CLASSES = ("down", "across", "both")
-
-
-def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy lines on 12 x 12 pixels, anywhere: down, across or both."""
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 90, (count, 1, 12, 12)).astype(np.uint8)
-    labels = np.arange(count) % 3
-    for image, label, (x, y) in zip(pixels, labels, generator.integers(0, 12, (count, 2)), strict=True):
-        if label != 1:
-            image[0, :, x] += 150
-        if label != 0:
-            image[0, y, :] = 200
-    return pixels, labels
-
-
-def samples(count: int = 256, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Samples:
-    return Samples(*pictures(count, seed), classes, None, Provenance("run", "test", {}))
-
-
-def folder_of(place: Path, count: int = 90, seed: int = 1, classes: tuple[str, ...] = CLASSES) -> Path:
-    for index, (image, label) in enumerate(zip(*pictures(count, seed), strict=True)):
-        (place / classes[label]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0]).save(place / classes[label] / f"{index:03}.png")
-    return place
-
-
-@pytest.fixture(autouse=True)
-def _short_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(utility, "LEAST", 5000)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on images this small, threads wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def test_folder(tmp_path: Path) -> Path:
-    return folder_of(tmp_path / "test")
+from sfumato.measure.utility import Labelled, Utility, UtilityTable, evaluate, read_folder, utility_table
 
 
 def test_the_cnn_learns_lines_that_pixels_alone_do_not_show(test_folder: Path) -> None:
@@ -71,7 +29,7 @@ def test_the_cnn_learns_lines_that_pixels_alone_do_not_show(test_folder: Path) -
     assert told == [(done, 5000 // 128) for done in range(1, 5000 // 128 + 1)]
 
 
-@pytest.mark.parametrize("classifier", ["cnn", "logistic"])
+@pytest.mark.parametrize("classifier", ["cnn", "logistic", "mlp"])
 def test_the_recipe_is_fixed_and_leaves_the_callers_random_state_alone(test_folder: Path, classifier: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -109,69 +67,51 @@ def test_images_of_other_sizes_and_colours_are_brought_to_the_training_images_fo
     assert read_folder(place, ImageSpec(12, 12, 1)).pixels.shape == (90, 1, 12, 12)
 
 
-def test_a_folder_is_read_in_the_order_of_names_without_what_is_unreadable(test_folder: Path) -> None:
-    (test_folder / "down" / "zzz.png").write_bytes(b"no image")
-    (test_folder / "loose.png").write_bytes((test_folder / "down" / "000.png").read_bytes())
-    read = read_folder(test_folder)
-    assert read.classes == ("across", "both", "down")
-    assert np.bincount(read.labels).tolist() == [30, 30, 30]
-    with Image.open(test_folder / "across" / "001.png") as image:
-        assert (read.pixels[0, 0] == np.asarray(image)).all()
+def test_a_table_holds_every_classifier_its_mean_its_maximum_and_the_real_reference(test_folder: Path) -> None:
+    told: set[str] = set()
+    real = folder_of(test_folder.parent / "real", 240, seed=3)
+    spoilt = samples(120)
+    spoilt.labels[::2] = 0  # half of it is mislabelled: worse than real images
+    table = utility_table(
+        spoilt, test_folder, real, classifiers=("logistic", "mlp"), progress=lambda what, *_: told.add(what)
+    )
+    synthetic = [one.accuracy for one in table.synthetic]
+    alone = [evaluate(spoilt, test_folder, name).accuracy for name in ("logistic", "mlp")]
+    assert synthetic == alone
+    assert (table.mean, table.maximum) == (pytest.approx(np.mean(alone)), max(alone))
+    assert [one.classifier for one in table.real] == ["logistic", "mlp"]
+    assert table.real_mean == np.mean([one.accuracy for one in table.real]) > table.mean
+    assert table.real_maximum == max(one.accuracy for one in table.real)
+    assert {one.train_images for one in table.synthetic} == {120}
+    assert {one.train_images for one in table.real} == {240}
+    assert {one.test_images for one in (*table.synthetic, *table.real)} == {90}
+    assert told == {f"{name} on {what} images" for name in ("logistic", "mlp") for what in ("synthetic", "real")}
+    assert json.loads(json.dumps(table.to_json()))["real_mean"] == table.real_mean
+    text = str(table)
+    assert all(word in text for word in ("120", "240", "90", f"{table.mean:.2%}", f"{table.real_maximum:.2%}"))
 
 
-def test_the_predictions_of_logistic_regression_are_its_optimum() -> None:
-    """At the minimum of summed loss plus half the squared weights, weights = sum of (truth - odds) x pixels."""
-    pixels, labels = pictures(60, 3)
-    known = utility.Labelled(pixels[:, :, :4, :4], labels, CLASSES)
-    features = known.pixels.reshape(60, -1) / 255.0
-    weights = torch.zeros(17, 3, dtype=torch.float64, requires_grad=True)
-    inputs = torch.from_numpy(np.hstack((features, np.ones((60, 1)))))
-    optimiser = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = torch.nn.functional.cross_entropy(inputs @ weights, torch.from_numpy(labels), reduction="sum")
-        loss = loss + 0.5 * (weights[:-1] ** 2).sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    expected = (inputs @ weights).argmax(1).numpy()
-    predict = utility._train_logistic(known, "cpu", lambda *_: None)
-    assert (predict(known.pixels) == expected).mean() > 0.98
-    assert len(set(expected)) > 1
-
-
-def test_shifts_move_whole_images_and_repeat_the_border() -> None:
-    torch.manual_seed(0)
-    image = np.arange(3 * 30 * 40).reshape(3, 30, 40)
-    batch = np.repeat(image[None], 200, 0)
-    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    expected = [padded[:, 1 + y : 31 + y, 1 + x : 41 + x] for y in (-1, 0, 1) for x in (-1, 0, 1)]
-    kinds = [next(i for i, e in enumerate(expected) if (e == moved).all()) for moved in utility._shifted(batch)]
-    assert set(kinds) == set(range(9))
-
-
-@pytest.mark.parametrize("side", [8, 12, 28, 64, 130])
-def test_the_network_takes_images_of_any_size(side: int) -> None:
-    shape = 3, side, side // 2 if side > 12 else side
-    network = ConvNet(shape, 7)
-    assert network(torch.zeros(2, *shape)).shape == (2, 7)
-    assert sum(parameter.numel() for parameter in network.parameters()) < 500_000
-
-
-def test_the_network_takes_narrow_images() -> None:
-    assert ConvNet((1, 4, 1024), 2)(torch.zeros(1, 1, 4, 1024)).shape == (1, 2)
+def test_a_table_without_real_images_says_nothing_of_them() -> None:
+    table = UtilityTable(tuple(Utility(x, {}, 7, 5, "cnn", 1.0) for x in (0.5, 0.7)))
+    assert (table.mean, table.maximum, table.real_mean, table.real_maximum) == (pytest.approx(0.6), 0.7, None, None)
+    assert "real" not in json.dumps(table.to_json())
+    assert "real" not in str(table)
 
 
 def test_wrong_arguments_are_one_sentence(test_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'tree'"):
         evaluate(samples(), test_folder, "tree")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="cnn, tree"):
+        utility_table(samples(), test_folder, classifiers=("cnn", "tree"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="none"):
+        utility_table(samples(), test_folder, classifiers=())
     given = samples()
     with pytest.raises(UserError, match="no labels"):
         evaluate(Samples(given.pixels, None, None, None, given.provenance), test_folder, "cnn")
     with pytest.raises(UserError, match="of the classes a, b, c"):
         evaluate(samples(classes=("a", "b", "c")), test_folder, "cnn")
+    with pytest.raises(UserError, match="one shape"):
+        evaluate(given, Labelled(given.pixels[:, :, :8], given.labels, CLASSES), "cnn")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no readable images"):
         evaluate(samples(), tmp_path / "empty", "cnn")

@@ -52,11 +52,13 @@ class Provenance:
         run_id: name of the run; stays inside, a release carries the statement's `release_id`.
         method: name of the method.
         statement: the `PrivacyStatement` as JSON.
+        run_folder: where the run lives, so that a release can be noted on its ledger; stays inside too.
     """
 
     run_id: str
     method: str
     statement: dict[str, Any]
+    run_folder: Path | None = None
 
 
 @dataclass(eq=False)

@@ -1,0 +1,1 @@
+"""Models from outside: small protocols, and one file per kind of backend."""

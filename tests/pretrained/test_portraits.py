@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sfumato.errors import UserError
+from sfumato.pretrained.interfaces import ImageSource
+from sfumato.pretrained.portraits import BATCH, Portraits
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+def test_it_is_the_generator_of_its_package(portraits: Portraits) -> None:
+    """Expected: the package's own Generator class on the same latents."""
+    faces = portraits.draw(2, 7)
+    assert isinstance(portraits, ImageSource)
+    assert faces.shape == (2, 3, 64, 64)
+    assert faces.dtype == np.uint8
+    expected = [
+        [[37, 41, 40], [33, 39, 40], [38, 40, 39]],
+        [[26, 27, 28], [23, 27, 28], [28, 29, 28]],
+        [[26, 31, 28], [22, 30, 31], [29, 32, 30]],
+    ]
+    np.testing.assert_allclose(faces[1, :, 30:33, 30:33].astype(int), expected, atol=1)
+    assert faces.mean() == pytest.approx(82.2954, abs=0.01)
+
+
+def test_a_face_depends_on_its_latent_vector_alone(portraits: Portraits) -> None:
+    latents = portraits.latents(BATCH + 3, 1)
+    together = portraits.draw_from(latents)
+    assert np.array_equal(portraits.draw_from(latents[::-1]), together[::-1])
+    assert np.array_equal(portraits.draw_from(latents[5:6]), together[5:6])
+    assert np.array_equal(portraits.draw(BATCH + 3, 1), together)
+    assert np.array_equal(portraits.draw(4, 1), together[:4])
+    assert not np.array_equal(portraits.draw(4, 2), together[:4])
+
+
+def test_near_latents_give_near_faces(portraits: Portraits) -> None:
+    latents = portraits.latents(8, 3)
+    moved = latents + 0.05 * portraits.latents(8, 4)
+    faces, near, far = (portraits.draw_from(at).astype(float) for at in (latents, moved, latents[::-1]))
+    assert 0 < np.abs(faces - near).mean() < np.abs(faces - far).mean() / 4
+
+
+@pytest.mark.parametrize("latents", [np.zeros((2, 99)), np.zeros(100), np.full((1, 100), np.nan)])
+def test_other_vectors_are_refused(portraits: Portraits, latents: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"shape \(N, 100\)"):
+        portraits.draw_from(latents)
