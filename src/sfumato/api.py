@@ -13,6 +13,7 @@ from sfumato.data.release import Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.forecast import Forecast, forecast
 from sfumato.methods.privimage import PrivImageModel
+from sfumato.speed import in_time
 
 
 class PrivateImages:
@@ -83,15 +84,25 @@ class FittedModel:
 class PrivImage:
     """PrivImage without public images: DP diffusion with a warm start from one noisy sum."""
 
-    def __init__(self, *, epsilon: float, delta: float = 1e-6, count: int = 10_000, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        epsilon: float,
+        delta: float = 1e-6,
+        count: int = 10_000,
+        minutes: float | None = None,
+        **settings: Any,
+    ) -> None:
         """
         Args:
             epsilon: in (0, 100].
             delta: in [1e-12, 1).
             count: images that a release is meant to hold.
+            minutes: how long the whole run may take here; the number of training steps follows from a speed trial.
             settings: fields of `PrivImageConfig`.
         """
-        self._settings = {"epsilon": epsilon, "delta": delta, "count": count, "privimage": settings}
+        self._settings: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "count": count, "minutes": minutes}
+        self._settings["privimage"] = settings
 
     def _config(self, private: PrivateImages) -> RunConfig:
         return validated(private.settings() | {"method": "privimage"} | self._settings)
@@ -102,7 +113,7 @@ class PrivImage:
 
     def fit(self, private: PrivateImages, run_dir: str | Path, *, report: run.Report = run.silent) -> FittedModel:
         """Spends the budget and trains. An interrupted fit is finished by `load(run_dir)`."""
-        config = self._config(private)
+        config = in_time(self._config(private))
         started = run.prepare(config, private.folder, None, Path(run_dir), run.make_plan(config))
         return FittedModel(started, run.train(started, report))
 
@@ -121,4 +132,6 @@ def release(samples: Samples, folder: str | Path) -> Path:
     """
     if not isinstance(samples, Samples):
         raise PrivacyRefusal("Only samples of a fitted model can be released: plain images carry no guarantee.")
-    return write_release(samples, Path(folder))
+    if samples.provenance.run_folder is None:
+        return write_release(samples, Path(folder))
+    return run.publish(run.Run(samples.provenance.run_folder), samples, Path(folder))

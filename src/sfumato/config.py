@@ -45,6 +45,7 @@ class RunConfig(BaseModel):
         classes_origin: how they were declared.
         count: images to release.
         seed: of public randomness only (initial weights, sampling); noise cannot be seeded.
+        minutes: how long the run may take; the number of training steps then follows from a speed trial.
         ledger: path of the ledger instead of the user's own.
         image: public shape.
         privimage: settings of the method.
@@ -62,6 +63,7 @@ class RunConfig(BaseModel):
     classes_origin: Literal["listed", "folder names"] | None = None
     count: int = Field(10_000, ge=1, le=10_000_000)
     seed: int = Field(0, ge=0)
+    minutes: float | None = Field(None, gt=0, le=1_000_000)
     ledger: str | None = None
     image: ImageConfig = ImageConfig()
     privimage: PrivImageConfig = PrivImageConfig()

@@ -283,7 +283,7 @@ def draw(
         labels=labels.numpy() if classes else None,
         classes=config.classes,
         texts=None,
-        provenance=Provenance(run.run_id, config.method, statement(run).to_json()),
+        provenance=Provenance(run.run_id, config.method, statement(run).to_json(), run.folder),
     )
 
 

@@ -1,0 +1,120 @@
+"""How fast this machine is at the parts of a run, tried on random images; and how many steps fit into given minutes.
+
+Both happen before the first touch and read no private file, so the number of steps stays a public constant of the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import NamedTuple
+
+import torch
+
+from sfumato.config import RunConfig
+from sfumato.errors import UserError
+from sfumato.hardware import Hardware, choose_hardware
+from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures
+from sfumato.methods.privimage import WARM_BATCH, network_shape
+from sfumato.privacy.draws import Draws
+from sfumato.privacy.records import Rows
+from sfumato.privacy.training import Crew
+
+READ_PER_SECOND = 2_000
+"""Small images that intake reads in a second on two cores; a guess, because trying it would open the folder."""
+
+_RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
+_PICTURES = 256
+
+
+class Speed(NamedTuple):
+    """What a run meets on this machine.
+
+    Attributes:
+        parameters: trained.
+        rows_per_second: of private training, all cores.
+        pictures_per_second: of sampling.
+    """
+
+    parameters: int
+    rows_per_second: float
+    pictures_per_second: float
+
+
+def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
+    """Trains and samples for a few seconds on random images of the configured shape."""
+    method, classes = config.privimage, len(config.classes or ())
+    image = (config.image.channels, config.image.height, config.image.width)
+    guides = torch.zeros(max(classes, 1), 4 * image[0], image[1] // 2, image[2] // 2)
+    learner = DenoisingLearner(
+        network_shape(method, image, classes),
+        guides,
+        Schedule(1e-3, 1),
+        rows=method.draws,
+        average=0.9,
+        seed=0,
+        hardware=hardware,
+    )
+    count = method.chunk
+    labels = (torch.arange(count) % max(classes, 1)) if classes else torch.full((count,), -1)
+    rows = Rows(
+        torch.randint(0, 256, (count * method.draws, *image), dtype=torch.uint8),
+        labels.repeat_interleave(method.draws),
+        torch.ones(count, dtype=torch.bool),
+        Draws(bytes(32), "speed trial", 0, [bytes(16)] * count),
+    )
+    _, training = method.requests(config.public_size)
+    with contextlib.closing(Crew(learner, training.at(1.0), method.chunk, hardware.precision)) as crew:
+        rows_per_second = crew.rows_per_second(rows)
+    begun = time.perf_counter()
+    draw_pictures(
+        learner.averaged,
+        learner.guides,
+        torch.arange(_PICTURES) % max(classes, 1),
+        torch.Generator().manual_seed(0),
+        steps=method.sampler_steps,
+        hardware=hardware,
+    )
+    return Speed(
+        parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
+        rows_per_second=rows_per_second,
+        pictures_per_second=_PICTURES / (time.perf_counter() - begun),
+    )
+
+
+def seconds_beside_training(config: RunConfig, speed: Speed) -> float:
+    """Intake, warm-up and sampling."""
+    size = config.public_size or 0
+    warm_up = config.privimage.warm_steps * WARM_BATCH / speed.rows_per_second
+    return size / READ_PER_SECOND + warm_up + config.count / speed.pictures_per_second
+
+
+def with_steps(config: RunConfig, speed: Speed) -> RunConfig:
+    """The settings with as many training steps as make the whole run take about `config.minutes` on this machine.
+
+    Without minutes they are returned as they are. All steps are planned and charged; nothing stops a run that is slower
+    than its trial.
+
+    Raises:
+        UserError: not even 10 steps fit.
+    """
+    if config.minutes is None:
+        return config
+    method, minutes = config.privimage, config.minutes
+    batch = method.sampling_rate(config.public_size) * config.public_size if config.public_size else method.batch
+    left = 60 * minutes * (1 - _RESERVE) - seconds_beside_training(config, speed)
+    steps = int(left * speed.rows_per_second / (batch * method.draws))
+    if steps < 10:
+        needed = (60 * minutes - left + 10 * batch * method.draws / speed.rows_per_second) / 60
+        raise UserError(
+            f"{minutes:g} minutes are too few for these settings on this machine: at least {needed:.1f} are needed, or "
+            "a smaller batch or network."
+        )
+    return config.model_copy(update={"privimage": method.model_copy(update={"steps": steps})})
+
+
+def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
+    """`with_steps` by a trial now, where minutes were given."""
+    return (
+        config if config.minutes is None else with_steps(config, measure_speed(config, hardware or choose_hardware()))
+    )
