@@ -13,7 +13,6 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("src/sfumato/privacy/gradients")
-SOURCES = ("convolution.cpp", "linear.cpp")
 LIBRARY = "_kernels.so"
 # Processor features are asked for function by function and chosen at run time, so there is no -march here. GCC warns of
 # uninitialised values inside its own intrinsics.
@@ -35,7 +34,7 @@ class Kernels(BuildHookInterface[Any]):
         fresh = folder / f"{LIBRARY}.new"
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*.?pp")))).hexdigest()
         options = (*OPTIONS, f'-DSOURCES="{digest}"')  # so that a library of other sources is not loaded
-        command = [*compiler.split(), *options, "-o", str(fresh), *(str(folder / name) for name in SOURCES)]
+        command = [*compiler.split(), *options, "-o", str(fresh), *map(str, sorted(folder.glob("*.cpp")))]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -50,9 +50,11 @@ def check(module: nn.Module, x: Tensor, rows: int, workspace: Workspace | None =
     for key in layer.trained:
         assert found[key].shape == (len(x) // rows, places.slices[key].stop - places.slices[key].start)
         for record, vector in enumerate(found[key]):
-            restored_ = rule.restore(module, key, vector)
-            error = (restored_ - expected[key][record]).norm() / (expected[key][record].norm() + 1e-30)
-            assert float(error) < 1e-5, key
+            error = (rule.restore(module, key, vector) - expected[key][record]).norm()
+            terms = (
+                x[record * rows : (record + 1) * rows].double().norm() * g[record * rows : (record + 1) * rows].norm()
+            )
+            assert error <= 1e-5 * expected[key][record].norm() + 1e-6 * terms, key
 
 
 many = settings(max_examples=25, deadline=None)
@@ -141,7 +143,7 @@ def test_group_norm(records: int, rows: int, groups: int, each: int, size: list[
     check(module, torch.randn(records * rows, groups * each, *size), rows)
 
 
-@many
+@settings(max_examples=8, deadline=None)
 @given(records=small, rows=rows_)
 def test_layers_without_a_rule(records: int, rows: int) -> None:
     class Own(nn.Linear):

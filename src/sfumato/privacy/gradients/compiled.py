@@ -80,6 +80,23 @@ class CompiledNorm(Instantiated):
         return kernels.norm_gradients(x, g, module.eps, self._level)
 
 
+class CompiledEmbedding:
+    """An embedding: gradients of equal tokens of a record are added up where they are, not over a vocabulary."""
+
+    overwrites = False
+
+    def __init__(self, reading: Reading, rows: int, places: Places, level: int) -> None:
+        self._place, self._level = places.whole, level
+        self._tokens = reading.activation.reshape(len(reading.activation) // rows, -1).long().contiguous()
+        self._gradient = by_record(reading.gradient, rows).float().contiguous()
+
+    def squares(self) -> Tensor:
+        return kernels.embedding_squares(self._tokens, self._gradient, self._level)
+
+    def add(self, weights: Tensor, total: Tensor, overwrite: bool = False) -> None:
+        kernels.embedding_add(self._tokens, self._gradient, weights, total[self._place], self._level)
+
+
 def _line(x: Tensor) -> Tensor:
     """`(N, ..., d)` to `(N, 1, positions, d)`."""
     return x.reshape(len(x), 1, -1, x.shape[-1]).contiguous()

@@ -102,15 +102,6 @@ void instantiate(int level, const Layer &layer, int64_t record, int64_t rows, fl
         }
 }
 
-AVX512 void add_scaled(double weight, const float *values, double *total, int64_t count) {
-    const __m512d factor = _mm512_set1_pd(weight);
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8)
-        _mm512_storeu_pd(total + i, _mm512_fmadd_pd(factor, _mm512_cvtps_pd(_mm256_loadu_ps(values + i)),
-                                                    _mm512_loadu_pd(total + i)));
-    for (; i < count; i++) total[i] += weight * double(values[i]);
-}
-
 void add_records(int level, const Layer *layers, int count, const Task &task) {
     float *gradient = task.scratch;
     std::memset(gradient, 0, sizeof(float) * size_t(task.length));

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InternalError, UserError
 from sfumato.privacy.gradients import kernels
-from sfumato.privacy.gradients.compiled import CompiledLinear, CompiledNorm, as_convolution
+from sfumato.privacy.gradients.compiled import CompiledEmbedding, CompiledLinear, CompiledNorm, as_convolution
 from sfumato.privacy.gradients.contributions import Contribution, Ghost, Instantiated, Places, choose
 from sfumato.privacy.gradients.layers import FALLBACK, Workspace, rule_of
 from sfumato.privacy.gradients.tape import Layer, Reading, refuse_meetings, taped, trained_layers
@@ -240,6 +240,8 @@ class ClippedGradients:
             case "compiled linear":
                 grouped = self._added <= self._groupable
                 return CompiledLinear(layer, reading, self.rows, places, self._scratch, self._level, grouped)
+            case "compiled embedding":
+                return CompiledEmbedding(reading, self.rows, places, self._level)
             case "compiled norm":
                 return CompiledNorm(layer, reading, self.rows, places, self._level)
             case "ghost":
@@ -251,6 +253,8 @@ class ClippedGradients:
         module = layer.module
         if self._level and CompiledNorm.fits(layer):
             return "compiled norm"
+        if self._level and isinstance(module, nn.Embedding):
+            return "compiled embedding"
         if self._level and reading.gradient.dtype == torch.bfloat16:
             plain = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
             if plain and self._length <= _SMALL:

@@ -228,3 +228,24 @@ def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -
     if library.norm_gradients(at_level, *pointers[:2], *sizes, ctypes.c_double(epsilon), pointers[2]):
         raise RuntimeError("the kernels were called on a processor that they do not support")
     return out
+
+
+def embedding_squares(tokens: Tensor, gradient: Tensor, at_level: int) -> Tensor:
+    """Squared norms of the gradients, `(R,)` float64, from tokens `(R, T)` int64 and gradients `(R, T, d)` float32."""
+    found = torch.zeros(len(tokens), dtype=torch.float64)
+    _embedding("embedding_squares", tokens, gradient, at_level, found)
+    return found
+
+
+def embedding_add(tokens: Tensor, gradient: Tensor, weights: Tensor, total: Tensor, at_level: int) -> None:
+    """Adds the gradients times `weights` `(R,)` float64 to `total` `(vocabulary d,)` float64; weight 0 is not read."""
+    _embedding("embedding_add", tokens, gradient, at_level, weights.contiguous(), total)
+
+
+def _embedding(function: str, tokens: Tensor, gradient: Tensor, at_level: int, *rest: Tensor) -> None:
+    library = _library()
+    assert library is not None
+    sizes = (ctypes.c_int64(size) for size in gradient.shape)
+    pointers = [ctypes.c_void_p(value.data_ptr()) for value in (tokens, gradient, *rest)]
+    if getattr(library, function)(at_level, *pointers[:2], *sizes, *pointers[2:]):
+        raise RuntimeError("the kernels were called on a processor that they do not support")

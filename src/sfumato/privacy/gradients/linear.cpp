@@ -19,9 +19,6 @@ int linear_squares(int level, const Layer *layer, int64_t records, int64_t posit
 int linear_add(int level, const Layer *layer, int64_t records, int64_t positions, int grouped, int overwrite,
                const double *weights, double *total, float *scratch);
 int64_t linear_scratch_floats(const Layer *layer, int64_t records, int64_t positions);
-// Gradients of a layer norm's scale and shift: records x 2 x width floats, from inputs and output gradients of float.
-int norm_gradients(int level, const float *input, const float *gradient, int64_t records, int64_t positions,
-                   int64_t width, double epsilon, float *out);
 }
 
 #ifdef SFUMATO_KERNELS
@@ -427,31 +424,6 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
     }
 }
 
-AVX512 void norm_of(const float *input, const float *gradient, int64_t positions, int64_t width, double epsilon,
-                    float *scale, float *shift) {
-    std::memset(scale, 0, sizeof(float) * size_t(width));
-    std::memset(shift, 0, sizeof(float) * size_t(width));
-    for (int64_t t = 0; t < positions; t++, input += width, gradient += width) {
-        __m512d sum = _mm512_setzero_pd(), square = sum;
-        for (int64_t x = 0; x < width; x += 8) {
-            const __m512d value = _mm512_cvtps_pd(_mm256_loadu_ps(input + x));
-            sum = _mm512_add_pd(sum, value);
-            square = _mm512_fmadd_pd(value, value, square);
-        }
-        const double mean = _mm512_reduce_add_pd(sum) / double(width);
-        const double variance = _mm512_reduce_add_pd(square) / double(width) - mean * mean;
-        const __m512 centre = _mm512_set1_ps(float(mean));
-        const __m512 factor = _mm512_set1_ps(float(1 / std::sqrt((variance > 0 ? variance : 0) + epsilon)));
-        for (int64_t x = 0; x < width; x += TILE) {
-            const __mmask16 mask = width - x >= TILE ? 0xffff : 0xff;
-            const __m512 g = _mm512_maskz_loadu_ps(mask, gradient + x);
-            const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, input + x), centre), factor);
-            _mm512_mask_storeu_ps(scale + x, mask, _mm512_fmadd_ps(g, normal, _mm512_maskz_loadu_ps(mask, scale + x)));
-            _mm512_mask_storeu_ps(shift + x, mask, _mm512_add_ps(g, _mm512_maskz_loadu_ps(mask, shift + x)));
-        }
-    }
-}
-
 }  // namespace
 
 int64_t linear_scratch_floats(const Layer *layer, int64_t records, int64_t positions) {
@@ -498,20 +470,10 @@ int linear_add(int level, const Layer *layer, int64_t records, int64_t positions
     return 0;
 }
 
-int norm_gradients(int level, const float *input, const float *gradient, int64_t records, int64_t positions,
-                   int64_t width, double epsilon, float *out) {
-    if (level < 1 || width % 8) return 1;
-    for (int64_t record = 0; record < records; record++)
-        norm_of(input + record * positions * width, gradient + record * positions * width, positions, width, epsilon,
-                out + record * 2 * width, out + record * 2 * width + width);
-    return 0;
-}
-
 #else
 
 int64_t linear_scratch_floats(const Layer *, int64_t, int64_t) { return 0; }
 int linear_squares(int, const Layer *, int64_t, int64_t, int, double *, float *) { return 1; }
 int linear_add(int, const Layer *, int64_t, int64_t, int, int, const double *, double *, float *) { return 1; }
-int norm_gradients(int, const float *, const float *, int64_t, int64_t, int64_t, double, float *) { return 1; }
 
 #endif

@@ -249,6 +249,15 @@ AVX512 double squared_norm(const float *values, int64_t count) {
     return sum;
 }
 
+AVX512 void add_scaled(double weight, const float *values, double *total, int64_t count) {
+    const __m512d factor = _mm512_set1_pd(weight);
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm512_storeu_pd(total + i, _mm512_fmadd_pd(factor, _mm512_cvtps_pd(_mm256_loadu_ps(values + i)),
+                                                    _mm512_loadu_pd(total + i)));
+    for (; i < count; i++) total[i] += weight * double(values[i]);
+}
+
 struct TileConfig {
     uint8_t palette, start_row, reserved[14];
     uint16_t column_bytes[16];
