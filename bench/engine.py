@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -159,6 +158,8 @@ def ours(task: Task, precision: str) -> Callable[[], None]:
     """Our step: one replica a core."""
     crew = crew_of(task, precision)
     present = torch.ones(task.chunk, dtype=torch.bool)
+    first, few = crew._engines[0], tuple(x[: 8 * task.rows] for x in task.batch)
+    first.examine(lambda: task.loss(first.model, *few), len(few[0]) // task.rows)  # as private training does it
 
     def work(number: int, engine: Any) -> None:
         for part in parts_of(task, number):
@@ -275,7 +276,7 @@ SLOW = {"unet_wide": {"vmap"}}
 
 
 def measure(name: str, repeats: int, has_bf16: bool) -> dict[str, Any]:
-    """Seconds a record of every contender in both precisions, in turns; peak memory of ours and plain."""
+    """Seconds a record of every contender in both precisions, in turns."""
     keep_freed_memory()
     warnings.filterwarnings("ignore", message="Full backward hook")  # Opacus's
     torch.manual_seed(0)
@@ -301,18 +302,11 @@ def measure(name: str, repeats: int, has_bf16: bool) -> dict[str, Any]:
             for _ in range(counts[key]):
                 step()
             times[key].append((time.perf_counter() - began) / counts[key] / task.records)
-    precision = "bf16" if has_bf16 else "fp32"
-    plain_layout = min(
-        (key for key in times if key.startswith("plain_n") and key.endswith(precision)),
-        key=lambda key: statistics.median(times[key]),
-    )
-    memory = {key: _peak(name, key) for key in (f"ours_{precision}", plain_layout)}
     return {
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "records": task.records,
         "rows": task.rows,
         "seconds_a_record": {key: [round(value, 8) for value in values] for key, values in times.items()},
-        "peak_mb": memory,
         "failed": failures,
     }
 
@@ -324,6 +318,16 @@ def _repeats_of(step: Callable[[], None]) -> int:
     return max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - began)))
 
 
+def measure_memory(has_bf16: bool) -> dict[str, dict[str, float]]:
+    """Peak megabytes of ours and of plain steps, by network; the less of plain's two layouts."""
+    precision = "bf16" if has_bf16 else "fp32"
+    found = {}
+    for name in TASKS:
+        plain = [_peak(name, f"plain_{layout}_{precision}") for layout in ("nchw", "nhwc")]
+        found[name] = {"ours": _peak(name, f"ours_{precision}"), "plain": min(plain)}
+    return found
+
+
 def _peak(name: str, contender: str) -> float:
     """Most memory of a process that takes three steps, less what it has with network and batch before the first."""
     command = [sys.executable, __file__, "--peak", f"{name}:{contender}"]
@@ -333,22 +337,31 @@ def _peak(name: str, contender: str) -> float:
 def _print_peak(what: str) -> None:
     name, _, contender = what.partition(":")
     kind, _, precision = contender.rpartition("_")
+    keep_freed_memory()
     task = TASKS[name]()
     step = CONTENDERS[kind](task, precision)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = _status("VmRSS")
     for _ in range(3):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before / 2**20)
+    print(round(_status("VmHWM") - before, 1))  # not ru_maxrss, which a process inherits from the one that starts it
+
+
+def _status(field: str) -> float:
+    """Megabytes that the system notes about this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
 
 
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
-    """One a network."""
+    """One a network, and one for memory."""
     has_bf16 = bool(machine()["bf16"])
-    return {name: partial(measure, name, REPEATS, has_bf16) for name in TASKS}
+    networks = {name: partial(measure, name, REPEATS, has_bf16) for name in TASKS}
+    return {**networks, "memory": partial(measure_memory, has_bf16)}
 
 
-def ratios(cell: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the last line from one network's cell."""
+def ratios(cell: dict[str, Any], memory: dict[str, float] | None) -> dict[str, Any]:
+    """The figures of the last line from one network's cell and its peaks of memory."""
     median = {key: statistics.median(values) for key, values in cell["seconds_a_record"].items()}
 
     def best(*prefixes: str, precision: str) -> float | None:
@@ -360,12 +373,11 @@ def ratios(cell: dict[str, Any]) -> dict[str, Any]:
 
     precision = "bf16" if "ours_bf16" in median else "fp32"
     our = median[f"ours_{precision}"]
-    memory = list(cell["peak_mb"].values())
     return {
         "dp_over_plain": over(our, best("plain_n", precision=precision)),
         "opacus_fp32_over_ours": over(best("opacus", precision="fp32"), our),
         "opacus_bf16_over_ours": over(best("opacus", precision="bf16"), our),
-        "memory_over_plain": over(memory[0], memory[1]),
+        "memory_over_plain": over(memory["ours"], memory["plain"]) if memory else None,
         "dp_over_plain_replicas": over(our, best("plain_replicas", precision=precision)),
         "dp_over_plain_fp32": over(median["ours_fp32"], best("plain_n", precision="fp32")),
         "vmap_over_ours": over(best("vmap", precision="fp32"), our),
@@ -379,6 +391,6 @@ if __name__ == "__main__":
     run(
         "engine",
         cells,
-        lambda found: {name: ratios(cell) for name, cell in found.items()},
+        lambda found: {name: ratios(found[name], found.get("memory", {}).get(name)) for name in TASKS if name in found},
         settings={"repeats": REPEATS, "clip_norm": CLIP, "threads": torch.get_num_threads()},
     )

@@ -24,6 +24,8 @@ from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import PrivateRecords, Rows
 from sfumato.privacy.session import Session
 
+_FEW = 8  # records on which a model is examined
+
 
 class Learner(Protocol):
     """What private training trains.
@@ -125,7 +127,7 @@ class Crew:
         on_processor = next(learner.model.parameters()).device.type == "cpu"
         workers = workers or (torch.get_num_threads() if on_processor else 1)
         self._learner, self._touch, self._chunk = learner, touch, chunk
-        self._threads = torch.get_num_threads()
+        self._threads, self._examined = torch.get_num_threads(), False
         # The same threads for all steps: each thread has a heap of its own, and new ones would add up.
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         clipping = Clipping(touch.clip_norm, touch.clipping)
@@ -162,11 +164,22 @@ class Crew:
 
         while True:
             try:
+                self._examine(records, attempt, chosen)
                 return self._sum(work)
             except torch.OutOfMemoryError:
                 if self._chunk == 1:
                     raise
                 self._chunk //= 2
+
+    def _examine(self, records: PrivateRecords, attempt: int, chosen: NDArray[np.int64]) -> None:
+        """Refuses, once, a learner in whose losses records meet."""
+        few = min(_FEW, self._chunk)
+        if self._examined or not len(chosen):
+            return
+        (rows, _), *_ = records._chunks(chosen[:few], few, self._touch.rows, self._touch.name, attempt)
+        moved, engine = rows.to(self._engines[0].device), self._engines[0]
+        engine.examine(lambda: self._learner.loss(engine.model, moved), few)
+        self._examined = True
 
     def rows_per_second(self, rows: Rows, chunks: int = 8) -> float:
         """The speed of private training on this machine, on `rows` that hold no record: random images of one chunk."""

@@ -120,8 +120,8 @@ class ClippedGradients:
             slack: what rounding may add to a record's share, relative, as `rounding_slack` gave it for the plan:
                 decides how many records of short sequences are added in groups.
             precision: `bf16` runs forward and backward under autocast; norms and sums stay in wider numbers.
-            beside: the engine of another copy of the model, in another thread; two engines of a large network have one
-                `total`.
+            beside: the engine of another copy of the model, in another thread; it examines the model for both, and two
+                engines of a large network have one `total`.
         """
         if not clipping.clip_norm > 0 or rows < 1:
             raise UserError(f"clip_norm must be positive and rows at least 1; got {clipping.clip_norm} and {rows}.")
@@ -142,7 +142,7 @@ class ClippedGradients:
         self.device = next(self._parameters())[1].device
         self._level = kernels.level() if precision == "bf16" and self.device.type == "cpu" else 0
         self._workspace, self._scratch = Workspace(), kernels.Scratch()
-        self._first = True
+        self._examined = beside is not None
         self._beside = beside if self._length > _SMALL else None
         self.sum: Total = self._beside.sum if self._beside else Total(self._places, self._length, self.device)
 
@@ -203,22 +203,32 @@ class ClippedGradients:
 
     def _passes(self, losses: Callable[[], Tensor], records: int) -> tuple[dict[str, Reading], Tensor]:
         """Forward and backward; what the layers saw, and the loss of every row."""
-        ends: dict[str, tuple[Tensor, Tensor]] | None = {} if self._first else None
-        with taped(self.model, self.layers, records * self.rows, ends) as readings:
-            with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
-                rows = losses()
-            if rows.shape != (records * self.rows,):
-                raise InternalError(f"the loss has shape {tuple(rows.shape)}, one value per row was expected")
-            if ends is not None:
-                refuse_meetings(ends, rows, self.rows)
-                readings.clear()
-                ends.clear()
+        if not self._examined:
+            self.examine(losses, records)
+        with taped(self.model, self.layers, records * self.rows) as readings:
+            rows = self._forward(losses, records)
             torch.autograd.backward((rows.float() / self.rows).sum())  # the gradient of the mean over a record's rows
         for name, _, _ in self.layers:
             if name not in readings:
                 raise UserError(f"Layer '{name}' took no part in the loss; freeze it or use it.")
-        self._first = False
         return readings, rows.detach()
+
+    def examine(self, losses: Callable[[], Tensor], records: int) -> None:
+        """Refuses a model or loss in which records meet; `add` does it once itself, but a few records suffice.
+
+        It needs about twice the memory of a later pass on as many records.
+        """
+        ends: dict[str, tuple[Tensor, Tensor]] = {}
+        with taped(self.model, self.layers, records * self.rows, ends):
+            refuse_meetings(ends, self._forward(losses, records), self.rows)
+        self._examined = True
+
+    def _forward(self, losses: Callable[[], Tensor], records: int) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext():
+            rows = losses()
+        if rows.shape != (records * self.rows,):
+            raise InternalError(f"the loss has shape {tuple(rows.shape)}, one value per row was expected")
+        return rows
 
     def _arranged(
         self, readings: dict[str, Reading]

@@ -7,7 +7,7 @@ layer saw and what came back to it is enough to form any record's weight gradien
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -80,7 +80,7 @@ def taped(
         model: what runs.
         layers: its trained layers.
         rows: of the batch; every layer must see each of them.
-        ends: where to put the layers' inputs and outputs, for `refuse_meetings`.
+        ends: where to put the layers' inputs and outputs, for `refuse_meetings`; there are no readings then.
 
     Raises:
         PrivacyRefusal: a layer ran twice in one pass (its norm would lack the cross term), or a buffer or parameter
@@ -114,6 +114,7 @@ def taped(
                 output.requires_grad_()
             if ends is not None:
                 ends[name] = inputs[0], output
+                return
             version = activation._version
 
             def keep(gradient: Tensor) -> None:
@@ -194,12 +195,28 @@ def refuse_meetings(ends: Mapping[str, tuple[Tensor, Tensor]], losses: Tensor, r
     """
     halves = torch.tensor([record.bit_count() % 2 == 0 for record in range(len(losses) // rows)], device=losses.device)
     half = halves.repeat_interleave(rows)
-    outputs = [output for _, output in ends.values()]
     heads = [value for value in (losses, *chain.from_iterable(ends.values())) if value.requires_grad]
     for mine in (half, ~half):
-        said = torch.cat([value[mine].flatten().float() for value in heads])
-        uneven = torch.linspace(1, 2, len(said), device=said.device)  # an even sum of a norm's output has no gradient
-        for name, gradient in zip(ends, torch.autograd.grad(uneven @ said, outputs, retain_graph=True), strict=True):
-            theirs = gradient[~mine]
-            if bool((theirs.isfinite() & (theirs != 0)).any()):
-                raise PrivacyRefusal(f"Records meet after layer '{name}': a row's loss must depend on that row alone.")
+        looks = [output.register_hook(_look(name, ~mine)) for name, (_, output) in ends.items()]  # type: ignore[no-untyped-call]
+        torch.autograd.backward(torch.stack([_uneven_sum(value, mine) for value in heads]).sum(), retain_graph=True)
+        for look in looks:
+            look.remove()
+
+
+def _look(name: str, others: Tensor) -> Callable[[Tensor], None]:
+    """A hook that looks at a gradient as it comes by; keeping all of them would cost several passes' memory."""
+
+    def look(gradient: Tensor) -> None:
+        theirs = gradient[others]
+        if bool((theirs.isfinite() & (theirs != 0)).any()):
+            raise PrivacyRefusal(f"Records meet after layer '{name}': a row's loss must depend on that row alone.")
+
+    return look
+
+
+def _uneven_sum(value: Tensor, rows: Tensor) -> Tensor:
+    """A sum over some rows with weights from 1 to 2, because an even sum of a norm's output has no gradient."""
+    flat = value.reshape(len(value), -1)
+    place, row = (torch.linspace(1, 2, size, device=value.device) for size in (flat.shape[1], len(flat)))
+    sums = (flat * place.to(value.dtype)).sum(1).float()
+    return (sums[rows] * row[rows]).sum()
