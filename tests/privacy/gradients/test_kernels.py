@@ -307,7 +307,7 @@ def test_linear_layers(
     assert found.norm() <= (weights * squares.sqrt()).sum() * (1 + 1e-5)
     eight = torch.ones(records, dtype=torch.float64) - 2.0**-7  # as 8 bits hold it, rounding down is none
     sizes = sizes + layer.gradient.double().norm(dim=2).sum(1)  # the bias is added with the weights as they are
-        assert (added(layer, eight * (1 + 2.0**-20), level, True) - eight @ expected).norm() <= 1e-5 * sizes.sum()
+    assert (added(layer, eight * (1 + 2.0**-20), level, True) - eight @ expected).norm() <= 1e-5 * sizes.sum()
 
 
 @levels
