@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +181,85 @@ def test_running_out_of_memory_redraws_nothing(tmp_path: Path) -> None:
 def test_one_state_is_kept(tmp_path: Path) -> None:
     train(tmp_path, TinyLearner())
     assert [file.name for file in (tmp_path / "touches").iterdir()] == ["training.6"]
+
+
+TOGETHER = """
+import sys, torch, torch.distributed as distributed
+from pathlib import Path
+from sfumato.privacy.noise import Noise, TestNoise
+from sfumato.privacy.training import private_training
+from tests.privacy import runs
+from tests.privacy.test_training import Zero
+
+rank, folder, kind = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+if rank:
+    distributed.barrier()  # the first makes the run
+pictures = runs.PICTURES[: 29 if rank and kind == "differ" else 30]
+noise = Noise() if kind == "zero" else TestNoise(b"n" if rank == 0 else b"of no use")
+session = runs.session(folder / "run", noise=noise, pictures=pictures)
+if not rank:
+    distributed.barrier()
+learner = Zero() if kind == "zero" else runs.TinyLearner()
+for step in private_training(session, "training", learner, divisor=15.0, chunk=4):
+    if kind == "stops" and step == 3:
+        break
+seen = torch.stack(learner.seen) if kind == "zero" else torch.cat([v.flatten() for v in learner.state().values()])
+torch.save(seen, folder / f"{rank}.pt")
+"""
+
+
+def train_together(folder: Path, kind: str) -> list[Tensor]:
+    """What two processes have at the end."""
+    (folder / "meeting").unlink(missing_ok=True)
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(rank), str(folder), kind],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError("\n".join(errors))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """The same masks and sums; one ledger, one value; a resumption goes on in both."""
+    alone = TinyLearner()
+    train(tmp_path / "alone", alone, noise=TestNoise(b"n"), chunk=4)
+    expected = torch.cat([value.flatten() for value in alone.state().values()])
+    first, second = train_together(tmp_path, "trains")
+    assert torch.equal(first, second)
+    assert torch.allclose(first, expected, rtol=1e-5, atol=1e-6)
+    attempts = runs.session(tmp_path / "run", noise=TestNoise())._ledger.attempts("run")["training"]
+    assert (attempts.used, attempts.done) == (6, 6)
+    assert [file.name for file in (tmp_path / "run" / "touches").iterdir()] == ["training.6"]
+
+    (other := tmp_path / "other").mkdir()
+    broken, same = train_together(other, "stops")
+    assert torch.equal(broken, same)
+    resumed, also = train_together(other, "trains")
+    assert torch.equal(resumed, also)
+    assert not torch.equal(resumed, broken)
+    attempts = runs.session(other / "run", noise=TestNoise())._ledger.attempts("run")["training"]
+    assert (attempts.used, attempts.done) == (6, 6)
+
+
+def test_two_processes_add_noise_once(tmp_path: Path) -> None:
+    first, second = train_together(tmp_path, "zero")
+    assert torch.equal(first, second)
+    noise = first.flatten() * 15.0
+    assert len(noise) == 6 * 195
+    assert abs(float(noise.std()) / 2.0 - 1) < 0.1  # twice would be 1.41
+
+
+def test_processes_with_different_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="read different folders"):
+        train_together(tmp_path, "differ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,10 +16,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.privacy.gradients.engine import ClippedGradients, Clipping
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import PrivateRecords, Rows
@@ -65,6 +68,9 @@ def private_training(
 ) -> Iterator[int]:
     """Runs the planned training, or what a crash left of it; yields the number of attempts used after each step.
 
+    Where `torch.distributed` is initialised, all its processes call this on the same records; each works on its share
+    of a step's records. The first one alone draws masks and noise, and writes ledger and values.
+
     Args:
         session: the run's access to its records.
         name: the planned touch.
@@ -81,25 +87,82 @@ def private_training(
         lost, not repeated. Nothing but the noisy sum leaves this function: no loss, no batch size.
 
     Does not cover:
-        The time a step takes, which tells about the size of its batch (the threat model says so).
+        The time a step takes, which tells about the size of its batch (the threat model says so). What processes tell
+        each other: masks and un-noised sums pass between them.
     """
-    touch = session.touch(name, TrainingTouch)
-    made = session.attempts_made(name)
-    if (latest := session.latest(name)) is not None:
-        learner.load_state(load(latest.read_bytes()))
+    touch, team = session.touch(name, TrainingTouch), Team()
+    team.refuse_differences(session.records)
+    latest = session.latest(name) if team.leads else None
+    if stored := team.told_bytes(latest.read_bytes() if latest is not None else b""):
+        learner.load_state(load(stored))
+    made = team.told_number(session.attempts_made(name))
     deviation = touch.noise_multiplier * touch.clip_norm * (1 + touch.slack)
-    with contextlib.closing(Crew(learner, touch, chunk, precision)) as crew:
+    with contextlib.closing(Crew(learner, touch, chunk, precision, processes=team.size)) as crew:
         while made < touch.steps:
-            attempt = session.begin(name)
-            chosen = np.flatnonzero(session.noise.poisson_mask(session.records._size(), touch.sampling_rate))
-            total = crew.clipped_sum(session.records, attempt, chosen)
-            noise = torch.from_numpy(session.noise.gaussian(total.numel(), deviation))
-            learner.update(crew.shaped(((total + noise.to(total.device)) / divisor).float()), attempt)
-            session.finish(name, attempt, save(learner.state(), {"attempt": str(attempt)}))
-            if latest is not None:
-                latest.unlink()
-            made, latest = attempt, session.file(name, attempt)
+            attempt = team.told_number(session.begin(name) if team.leads else 0)
+            mask = np.zeros(session.records._size(), dtype=np.bool_)
+            if team.leads:
+                mask |= session.noise.poisson_mask(len(mask), touch.sampling_rate)
+            chosen = np.flatnonzero(team.told(torch.from_numpy(mask)).numpy())
+            total = team.sum(crew.clipped_sum(session.records, attempt, chosen[team.rank :: team.size]))
+            if team.leads:
+                noise = torch.from_numpy(session.noise.gaussian(total.numel(), deviation))
+                total = total + noise.to(total.device)
+            learner.update(crew.shaped((team.told(total) / divisor).float()), attempt)
+            if team.leads:
+                session.finish(name, attempt, save(learner.state(), {"attempt": str(attempt)}))
+                if latest is not None:
+                    latest.unlink()
+                latest = session.file(name, attempt)
+            made = attempt
             yield attempt
+
+
+class Team:
+    """The processes of `torch.distributed` where it is initialised, else this one alone.
+
+    Guarantee:
+        The first process, `leads`, decides; the others are told. Nobody but the first learns a sum before its noise:
+        what `sum` gives to others is meaningless.
+    """
+
+    def __init__(self) -> None:
+        together = distributed.is_available() and distributed.is_initialized()
+        self.rank, self.size = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def told(self, values: Tensor) -> Tensor:
+        """What the first process gives, in all of them; of one shape and kind."""
+        if self.size > 1:
+            distributed.broadcast(values, 0)
+        return values
+
+    def told_number(self, value: int) -> int:
+        """`told` for a number."""
+        return int(self.told(torch.tensor([value])))
+
+    def told_bytes(self, data: bytes) -> bytes:
+        """`told` for bytes of any length."""
+        values = torch.frombuffer(bytearray(data + b"."), dtype=torch.uint8)  # not empty
+        size = self.told_number(len(values))
+        values = values if self.leads else torch.empty(size, dtype=torch.uint8)
+        return self.told(values).numpy().tobytes()[:-1]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of what all give, in the first process."""
+        if self.size > 1:
+            values = values.clone()
+            distributed.reduce(values, 0)
+        return values
+
+    def refuse_differences(self, records: PrivateRecords) -> None:
+        """Refuses processes that hold other records, or hold them in another order, than the first."""
+        mine = hashlib.sha256(records._identities.tobytes() + records._starts.tobytes()).digest()
+        if self.told_bytes(mine) != mine:
+            raise UserError("The processes of this training read different folders; give each the same one.")
 
 
 class Crew:
@@ -122,8 +185,12 @@ class Crew:
         chunk: int,
         precision: Literal["fp32", "bf16"],
         workers: int | None = None,
+        processes: int = 1,
     ) -> None:
-        """`workers`: by default as many as PyTorch has threads on a processor, and one on a GPU."""
+        """`workers`: by default as many as PyTorch has threads on a processor, and one on a GPU.
+
+        `processes`: how many crews share the records of a step.
+        """
         on_processor = next(learner.model.parameters()).device.type == "cpu"
         workers = workers or (torch.get_num_threads() if on_processor else 1)
         self._learner, self._touch, self._chunk = learner, touch, chunk
@@ -138,7 +205,7 @@ class Crew:
                     learner.model if number == 0 else copy.deepcopy(learner.model),
                     clipping,
                     rows=touch.rows,
-                    slack=touch.slack / workers,
+                    slack=touch.slack / workers / processes,
                     precision=precision,
                     beside=self._engines[0] if number else None,
                 )

@@ -284,8 +284,33 @@ def test_a_broken_image_adds_nothing_and_changes_no_other(
     broken[2, 1, 3, 3] = bad
     found = summed(sums, lambda: model(broken) * torch.where(third, bad, 1.0), everyone(6))
     assert all(torch.equal(found[name], without[name]) for name in found)
+    spoilt = summed(sums, lambda: model(x) + torch.where(third, bad, 0.0), everyone(6))  # its gradient is sound
+    assert all(torch.equal(spoilt[name], without[name]) for name in found)
     again = summed(sums, lambda: model(x), ~third)  # nothing stays behind
     assert all(torch.equal(again[name], without[name]) for name in found)
+
+
+@pytest.mark.parametrize("bad", BROKEN)
+@pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
+def test_a_broken_row_adds_nothing_where_products_are_fenced(
+    setting: tuple[str, str], bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Widths that are no multiples of 4: the product is given zeros, and the record must be skipped all the same."""
+    precision = of_settings(setting, monkeypatch)
+    torch.manual_seed(0)
+    model, x, third = (
+        nn.Sequential(nn.Linear(35, 33), nn.Tanh(), nn.Linear(33, 34)),
+        torch.randn(24, 9, 35),
+        torch.arange(24) == 2,
+    )
+    for small in (0, 2**18):
+        monkeypatch.setattr(engine, "_SMALL", small)
+        sums = ClippedGradients(model, FLAT, rows=1, precision=precision)  # type: ignore[arg-type]
+        without = summed(sums, lambda: model(x).sum((1, 2)), ~third)
+        broken = x.clone()
+        broken[2, :, 0] = bad
+        found = summed(sums, lambda broken=broken: model(broken).sum((1, 2)), everyone(24))
+        assert all(torch.equal(found[name], without[name]) for name in found)
 
 
 @pytest.mark.parametrize("bad", [*BROKEN, 1e38])
