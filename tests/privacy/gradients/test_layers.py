@@ -121,6 +121,7 @@ def test_embedding_with_repeated_tokens(records: int, rows: int, tokens: int, wi
     shape=st.lists(st.integers(2, 4), min_size=1, max_size=2),
 )
 def test_norms_of_the_last_dimensions(records: int, rows: int, between: list[int], shape: list[int]) -> None:
+    torch.manual_seed(0)  # norms of two numbers can be ill-conditioned
     x = torch.randn(records * rows, *between, *shape)
     for module in (nn.LayerNorm(shape), nn.LayerNorm(shape, bias=False), nn.RMSNorm(shape), nn.RMSNorm(shape, eps=0.1)):
         nn.init.normal_(module.weight)
