@@ -91,6 +91,23 @@ def test_the_main_job_and_what_follows(private: Path, config: Path, tmp_path: Pa
     assert not (tmp_path / "second").exists()
 
 
+def test_public_images_come_first(private: Path, config: Path, tmp_path: Path) -> None:
+    public = draw_folder(tmp_path / "public", 30)
+    settings = yaml.safe_load(config.read_text())
+    settings["privimage"] |= {"semantic": {"votes": 1, "steps": 5}, "pretraining": {"steps": 2, "batch": 8}}
+    config.write_text(yaml.safe_dump(settings))
+    words = (private, tmp_path / "out", *BUDGET, "--public", public, "--public-ground", "dark", "--config", config)
+    found = json.loads(typed("forecast", *words, "--json"))
+    assert "semantic query" in found["shares"]
+    made = json.loads(typed("synthesize", *words, "--json"))
+    assert "30 public images" in made["statement"]
+    kept = json.loads((tmp_path / "out.run" / "config.json").read_text())["public"]
+    assert kept == {"folders": [str(public)], "ground": "dark", "fit": None}
+    for command in ("forecast", "synthesize"):
+        with pytest.raises(UserError, match="overlap"):
+            typed(command, private, tmp_path / "b", *BUDGET, "--public", private / "bars", "--config", config)
+
+
 def test_a_spoilt_release_is_found(private: Path, config: Path, tmp_path: Path) -> None:
     out = tmp_path / "release"
     typed("synthesize", private, out, *BUDGET, "--config", config)

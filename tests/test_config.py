@@ -18,6 +18,17 @@ def test_a_file_and_what_is_typed_on_top(tmp_path: Path) -> None:
     assert (config.dataset, config.epsilon, config.delta, config.privimage.steps) == ("clinic", 1.0, 1e-6, 7)
 
 
+def test_what_is_typed_goes_into_a_group_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("dataset: clinic\nepsilon: 2\npublic: {fit: pad, folders: [old]}\nimage: {height: 32}\n")
+    monkeypatch.chdir(tmp_path)
+    config = read_config(file, {"public": {"folders": ["new"]}, "image": {"width": 16}})
+    assert config.public is not None
+    assert (config.public.fit, config.public.folders) == ("pad", (str(tmp_path / "new"),))
+    assert (config.image.height, config.image.width) == (32, 16)
+    assert read_config(file, {}).public.folders == (str(tmp_path / "old"),)  # type: ignore[union-attr]
+
+
 def test_resolved_settings_are_complete_and_come_back() -> None:
     config = validated(settings())
     assert validated(config.to_json()) == config
@@ -36,6 +47,9 @@ def test_resolved_settings_are_complete_and_come_back() -> None:
         ({"count": 0}, "'count' cannot be 0"),
         ({"classes": ["a", "a"]}, "named twice"),
         ({"classes": []}, "at least one"),
+        ({"public": {"ground": "dark"}}, "'public.folders' is missing: give --public or"),
+        ({"public": {"folders": []}}, "'public.folders' cannot be []"),
+        ({"public": {"folders": ["x"], "ground": "black"}}, "'public.ground' cannot be 'black'"),
         ({"speed": 3}, "'speed' is not a setting"),
         ({"privimage": {"steps": 0}}, "'privimage.steps' cannot be 0"),
         ({"image": {"height": 27}}, "'image.height' cannot be 27"),

@@ -30,6 +30,15 @@ def test_what_takes_time_beside_training() -> None:
     assert seconds_beside_training(config, SPEED) == pytest.approx(4000 / READ_PER_SECOND + warm_up + 200 / 50)
 
 
+def test_public_images_take_time() -> None:
+    method = {"pretraining": {"steps": 100, "batch": 50}, "semantic": {"steps": 10}}
+    alone = validated(settings(public_size=4000, privimage=method))
+    taught = validated(settings(public_size=4000, privimage=method, public={"folders": ["somewhere"]}))
+    speed = SPEED._replace(votes_per_second=1000.0)
+    more = seconds_beside_training(taught, speed) - seconds_beside_training(alone, speed)
+    assert more == pytest.approx(100 * 50 / 500 + (3 * 10 * 128 + 4000) / 1000)
+
+
 def test_more_draws_mean_fewer_steps() -> None:
     one, four = (
         with_steps(validated(settings(minutes=5.0, privimage={"draws": draws, "batch": 40, "warm_steps": 0})), SPEED)
@@ -54,5 +63,8 @@ def test_a_trial_on_this_machine() -> None:
     assert speed.rows_per_second > 10
     assert speed.pictures_per_second > 1
     assert in_time(config).privimage.steps != config.privimage.steps
+    assert speed.votes_per_second == float("inf")
+    taught = validated(settings(public={"folders": ["somewhere"]}))
+    assert 10 < measure_speed(taught, choose_hardware()).votes_per_second < float("inf")
     without_classes = validated(settings(classes=None, classes_origin=None))
     assert 0 < measure_speed(without_classes, choose_hardware()).parameters < speed.parameters

@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sfumato.api import PrivateImages, PrivImage, load, release
+    from sfumato.data.public import PublicImages
     from sfumato.errors import InternalError, PrivacyRefusal, SfumatoError, UserError
 
 _HOMES = {
     "PrivImage": "sfumato.api",
     "PrivateImages": "sfumato.api",
+    "PublicImages": "sfumato.data.public",
     "load": "sfumato.api",
     "release": "sfumato.api",
     "InternalError": "sfumato.errors",
@@ -29,6 +31,7 @@ __all__ = [
     "PrivImage",
     "PrivacyRefusal",
     "PrivateImages",
+    "PublicImages",
     "SfumatoError",
     "UserError",
     "__version__",

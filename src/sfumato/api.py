@@ -9,6 +9,7 @@ from typing import Any
 from sfumato import run
 from sfumato.config import RunConfig, validated
 from sfumato.data.folder import class_folders
+from sfumato.data.public import PublicImages
 from sfumato.data.release import Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.forecast import Forecast, forecast
@@ -82,7 +83,7 @@ class FittedModel:
 
 
 class PrivImage:
-    """PrivImage without public images: DP diffusion with a warm start from one noisy sum."""
+    """PrivImage: DP diffusion that learns from public images first, where there are any."""
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class PrivImage:
         delta: float = 1e-6,
         count: int = 10_000,
         minutes: float | None = None,
+        public: PublicImages | None = None,
         **settings: Any,
     ) -> None:
         """
@@ -99,10 +101,12 @@ class PrivImage:
             delta: in [1e-12, 1).
             count: images that a release is meant to hold.
             minutes: how long the whole run may take here; the number of training steps follows from a speed trial.
+            public: public images to learn from first.
             settings: fields of `PrivImageConfig`.
         """
         self._settings: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "count": count, "minutes": minutes}
         self._settings["privimage"] = settings
+        self._settings["public"] = public.settings() if public else None
 
     def _config(self, private: PrivateImages) -> RunConfig:
         return validated(private.settings() | {"method": "privimage"} | self._settings)

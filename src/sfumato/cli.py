@@ -63,6 +63,14 @@ Minutes = Annotated[
     float | None,
     typer.Option(help="Train for as many steps as the whole run then takes here.  [default: the preset's]"),
 ]
+Public = Annotated[
+    list[Path] | None,
+    typer.Option("--public", help="Folder of public images to learn from first; may be given several times."),
+]
+PublicGround = Annotated[
+    Literal["any", "dark", "light"] | None,
+    typer.Option(help="Invert public pictures that are not on this ground.  [default: any]", show_default=False),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 
 
@@ -94,6 +102,8 @@ def synthesize(
     run_dir: RunDir = None,
     ledger: LedgerPath = None,
     minutes: Minutes = None,
+    public: Public = None,
+    public_ground: PublicGround = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -137,6 +147,8 @@ def forecast(
     run_dir: RunDir = None,
     ledger: LedgerPath = None,
     minutes: Minutes = None,
+    public: Public = None,
+    public_ground: PublicGround = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -331,7 +343,12 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"--size {given['size']!r} is not height x width, such as 28x28.") from error
     if given["channels"] is not None:
         image["channels"] = given["channels"]
-    return settings | ({"image": image} if image else {})
+    public: dict[str, Any] = {}
+    if given["public"]:
+        public["folders"] = [str(folder.absolute()) for folder in given["public"]]
+    if given["public_ground"] is not None:
+        public["ground"] = given["public_ground"]
+    return settings | ({"image": image} if image else {}) | ({"public": public} if public else {})
 
 
 def _resolve(settings: dict[str, Any], private: Path, classes_are_public: bool, file: Path | None) -> RunConfig:
@@ -343,7 +360,10 @@ def _resolve(settings: dict[str, Any], private: Path, classes_are_public: bool, 
             raise UserError("Give --classes or --classes-are-public, not both.")
         settings["classes"] = class_folders(private)
         settings["classes_origin"] = "folder names"
-    return read_config(file, settings)
+    resolved = read_config(file, settings)
+    if resolved.public is not None:
+        resolved.public.images().check(private)
+    return resolved
 
 
 def _finish(started: Run, device: str, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sfumato.data.decode import ImageSpec
+from sfumato.data.public import Fit, Ground, PublicImages
 from sfumato.errors import UserError
 from sfumato.methods.privimage import PrivImageConfig
 from sfumato.privacy.ledger import Ledger
@@ -31,6 +32,25 @@ class ImageConfig(BaseModel):
         return ImageSpec(**self.model_dump())
 
 
+class PublicConfig(BaseModel):
+    """Public images that the method learns from first; see `PublicImages`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folders: tuple[str, ...] = Field(min_length=1)
+    ground: Ground = "any"
+    fit: Fit | None = None
+
+    @field_validator("folders")
+    @classmethod
+    def _from_anywhere(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(Path(folder).absolute()) for folder in folders)
+
+    def images(self) -> PublicImages:
+        """The folders."""
+        return PublicImages(*self.folders, ground=self.ground, fit=self.fit)
+
+
 class RunConfig(BaseModel):
     """Everything that decides a run. All of it is public, and fixed before the first touch.
 
@@ -48,6 +68,7 @@ class RunConfig(BaseModel):
         minutes: how long the run may take; the number of training steps then follows from a speed trial.
         ledger: path of the ledger instead of the user's own.
         image: public shape.
+        public: public images, or None.
         privimage: settings of the method.
     """
 
@@ -66,6 +87,7 @@ class RunConfig(BaseModel):
     minutes: float | None = Field(None, gt=0, le=1_000_000)
     ledger: str | None = None
     image: ImageConfig = ImageConfig()
+    public: PublicConfig | None = None
     privimage: PrivImageConfig = PrivImageConfig()
 
     @field_validator("epsilon", "delta")
@@ -115,7 +137,11 @@ def read_config(file: Path | None, overrides: dict[str, Any]) -> RunConfig:
             raise UserError(f"The configuration {file} is not valid YAML.") from error
         if not isinstance(values, dict):
             raise UserError(f"The configuration {file} must hold names and values, such as 'epsilon: 1'.")
-    values |= {name: value for name, value in overrides.items() if value is not None}
+    for name, value in overrides.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            values[name] = values[name] | value
+        elif value is not None:
+            values[name] = value
     return validated(values)
 
 
@@ -131,7 +157,8 @@ def _sentence(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"]) or "The settings"
     match problem["type"]:
         case "missing":
-            return f"'{name}' is missing: give --{name.replace('_', '-')} or set it in the configuration."
+            option = {"public.folders": "public"}.get(name, name.replace("_", "-"))
+            return f"'{name}' is missing: give --{option} or set it in the configuration."
         case "extra_forbidden":
             return f"'{name}' is not a setting."
         case _:

@@ -82,6 +82,8 @@ def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed |
     size = config.public_size
     batch = touch.sampling_rate * size if size else method.batch
     notes = []
+    if config.public is not None:
+        notes.append("The time includes public pretraining, but not the reading of public images.")
     if size is None:
         notes.append("No size was declared: rate, delta and divisor are the preset's.")
     elif batch / size > 0.5:

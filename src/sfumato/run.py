@@ -21,13 +21,16 @@ import numpy as np
 import torch
 
 from sfumato._files import write_json
+from sfumato._home import home
 from sfumato.config import RunConfig, validated
 from sfumato.data.folder import ImageFolder
+from sfumato.data.public import PublicIdentity, PublicSet, to_facts
 from sfumato.data.release import Provenance, Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.hardware import Hardware, choose_hardware, keep_freed_memory
 from sfumato.methods import privimage
-from sfumato.methods.privimage import PrivImageModel
+from sfumato.methods.privimage import PrivImageModel, PublicStart, read_selection
+from sfumato.methods.semantic import public_classes
 from sfumato.privacy.ledger import Charge, Ledger
 from sfumato.privacy.noise import Noise
 from sfumato.privacy.plan import Plan
@@ -92,7 +95,7 @@ class Run:
 def make_plan(config: RunConfig) -> Plan:
     """Calibrates and prices all touches from public settings; opens no private file."""
     return Plan.calibrate(
-        config.privimage.requests(config.public_size),
+        config.privimage.requests(config.public_size, public=config.public is not None),
         epsilon=config.epsilon,
         delta=config.delta,
         unit=config.unit,
@@ -104,9 +107,11 @@ def prepare(config: RunConfig, private: Path, release: Path | None, folder: Path
     """Checks the folders against each other and makes the run folder.
 
     Raises:
-        UserError: a folder is missing, occupied, inside another, or cannot be written.
+        UserError: a folder is missing, occupied, inside another, or cannot be written; or the public images do not suit
+            the settings.
     """
     check_folders(private, release, folder)
+    public = check_public(config, private, tuple(path for path in (release, folder) if path is not None))
     with _writable(folder):
         folder.mkdir(mode=0o700, parents=True)
         facts = {
@@ -114,6 +119,7 @@ def prepare(config: RunConfig, private: Path, release: Path | None, folder: Path
             "private": str(private.resolve()),
             "release": str(release.resolve()) if release else None,
             "key": secrets.token_hex(32),
+            "public": to_facts(public),
         }
         write_json(folder / "config.json", config.to_json(), mode=0o600)
         write_json(folder / "plan.json", plan.to_json(), mode=0o600)
@@ -139,6 +145,22 @@ def check_folders(private: Path, release: Path | None, folder: Path) -> None:
             raise UserError(f"The {name} folder {path} already exists; nothing is overwritten.{remedy}")
     if release is not None and (release.resolve() == folder.resolve() or release.resolve() in folder.resolve().parents):
         raise UserError("The run folder holds private values and must not lie inside the release folder.")
+
+
+def check_public(config: RunConfig, private: Path | None, others: tuple[Path, ...] = ()) -> tuple[PublicIdentity, ...]:
+    """The public folders of a run, hashed, after a check that they suit its settings; opens no private file.
+
+    Raises:
+        UserError: a public folder is missing, empty or overlaps another folder, or has too few classes.
+    """
+    if config.public is None:
+        return ()
+    images = config.public.images()
+    images.check(private, others)
+    found = images.identities()
+    count = public_classes(config.privimage.semantic, images.classes(), sum(one.images for one in found))
+    config.privimage.semantic.check(max(len(config.classes or ()), 1), count)
+    return found
 
 
 def train(
@@ -174,11 +196,34 @@ def train(
             seed=config.seed,
             hardware=hardware or choose_hardware(),
             progress=report,
+            public=_public_start(run, config),
         )
         model.save(run.folder)
         write_json(run.folder / "TRAINED", {"not_private": not noise.private}, mode=0o600)
         _close(run)
     return model
+
+
+def _public_start(run: Run, config: RunConfig) -> PublicStart | None:
+    """The public images of a run, to be read if it still needs them.
+
+    Raises:
+        UserError: when they are read, if they are not what they were when the run began.
+    """
+    if config.public is None:
+        return None
+    images, known = config.public.images(), run.facts["public"]
+
+    def read() -> PublicSet:
+        images.check()
+        if to_facts(images.identities()) != known:
+            raise UserError(
+                "The public images are not what they were when this run began, so it cannot be resumed; restore them."
+            )
+        return images.read(config.image.spec())
+
+    decides = [[one["sha256"] for one in known], images.ground, images.fit, config.image.model_dump(mode="json")]
+    return PublicStart(read, decides, run.folder, home() / "classifiers")
 
 
 def _close(run: Run) -> None:
@@ -307,8 +352,24 @@ def statement(run: Run) -> PrivacyStatement:
             "class_shares": "uniform",
             "image": config.image.model_dump(mode="json"),
         },
-        public_inputs=("No public images or pretrained models were used.",),
+        public_inputs=_public_inputs(run),
+        released=_released(run, runs[run.run_id].not_private),
     )
+
+
+def _public_inputs(run: Run) -> tuple[str, ...]:
+    """What of the world outside went into a run, a sentence each."""
+    found = [PublicIdentity.from_json(facts) for facts in run.facts.get("public", ())]
+    if not found:
+        return ("No public images or pretrained models were used.",)
+    return (*(f"The network was pretrained on {one}." for one in found), "No pretrained models were used.")
+
+
+def _released(run: Run, not_private: bool) -> dict[str, Any]:
+    """Released values for the report: which public classes stand for which private class, with their noisy votes."""
+    chosen = read_selection(run.folder, not_private)
+    names = run.config.classes or ("all images",)
+    return {"public_classes": {names[int(number)]: row for number, row in chosen.items()}} if chosen else {}
 
 
 def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> Path:

@@ -6,6 +6,7 @@ Both happen before the first touch and read no private file, so the number of st
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from sfumato.errors import UserError
 from sfumato.hardware import Hardware, choose_hardware
 from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures
 from sfumato.methods.privimage import WARM_BATCH, network_shape
+from sfumato.methods.semantic import BATCH, DEFAULT_CLUSTERS
+from sfumato.nets.classifier import ConvNet
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
@@ -34,11 +37,13 @@ class Speed(NamedTuple):
         parameters: trained.
         rows_per_second: of private training, all cores.
         pictures_per_second: of sampling.
+        votes_per_second: of the semantic query; not tried without public images.
     """
 
     parameters: int
     rows_per_second: float
     pictures_per_second: float
+    votes_per_second: float = math.inf
 
 
 def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
@@ -63,7 +68,7 @@ def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
         torch.ones(count, dtype=torch.bool),
         Draws(bytes(32), "speed trial", 0, [bytes(16)] * count),
     )
-    _, training = method.requests(config.public_size)
+    training = method.training_request(config.public_size)
     with contextlib.closing(Crew(learner, training.at(1.0), method.chunk, hardware.precision)) as crew:
         rows_per_second = crew.rows_per_second(rows)
     begun = time.perf_counter()
@@ -79,14 +84,30 @@ def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
         parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
         rows_per_second=rows_per_second,
         pictures_per_second=_PICTURES / (time.perf_counter() - begun),
+        votes_per_second=_votes_per_second(image) if config.public else math.inf,
     )
 
 
+@torch.inference_mode()
+def _votes_per_second(image: tuple[int, int, int]) -> float:
+    network = ConvNet(image, DEFAULT_CLUSTERS).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures = torch.randn(_PICTURES, *image).contiguous(memory_format=torch.channels_last)
+    network(pictures)
+    begun = time.perf_counter()
+    network(pictures)
+    return _PICTURES / (time.perf_counter() - begun)
+
+
 def seconds_beside_training(config: RunConfig, speed: Speed) -> float:
-    """Intake, warm-up and sampling."""
-    size = config.public_size or 0
-    warm_up = config.privimage.warm_steps * WARM_BATCH / speed.rows_per_second
-    return size / READ_PER_SECOND + warm_up + config.count / speed.pictures_per_second
+    """Intake, public training and query, warm-up, sampling."""
+    size, method = config.public_size or 0, config.privimage
+    seconds = size / READ_PER_SECOND + config.count / speed.pictures_per_second
+    seconds += method.warm_steps * WARM_BATCH / speed.rows_per_second
+    if config.public is not None:
+        seconds += method.pretraining.steps * method.pretraining.batch / speed.rows_per_second
+        # A step of training costs about three forward passes; a classifier from the cache costs none.
+        seconds += (3 * method.semantic.steps * BATCH + size) / speed.votes_per_second
+    return seconds
 
 
 def with_steps(config: RunConfig, speed: Speed) -> RunConfig:

@@ -84,6 +84,13 @@ def test_percentages_are_rounded_up(share: float, text: str) -> None:
     assert _percent_up(share) == text
 
 
+def test_released_values_are_facts_and_not_sentences() -> None:
+    value = statement(released={"public_classes": {"a": [["b", 7]]}}).to_json()
+    assert value["released"] == {"public_classes": {"a": [["b", 7]]}}
+    assert value["text"] == statement().to_json()["text"]
+    assert statement().to_json()["released"] == {}
+
+
 def test_json_is_complete_and_prices_itself_again() -> None:
     value = json.loads(json.dumps(statement(declared={"classes": ["a"]}, public_inputs=("None.",)).to_json()))
     plan = Plan.from_json(value["plan"])

@@ -185,3 +185,14 @@ def test_croissant_has_a_field_for_each_column() -> None:
     assert document["rai:hasSyntheticData"] is True
     assert document["distribution"][0]["sha256"] == "ab" * 32
     assert "datePublished" not in document
+
+
+def test_public_classes_are_shown_where_there_was_a_query() -> None:
+    rows = {"coat": [["shirt", 40], [NASTY, 3]], "bag": [["basket", 9]]}
+    html = render_report(facts(statement={"released": {"public_classes": rows}}), SHEET, "nothing")
+    Page(html)
+    assert "Public images that came first" in html
+    assert "basket" in html
+    assert "<script>alert" not in html
+    assert "Public images that came first" not in render_report(facts(), SHEET, "nothing")
+    assert "Public images that came first" not in render_report(facts(statement={"released": {}}), SHEET, "nothing")

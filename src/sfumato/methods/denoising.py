@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,57 @@ class Schedule:
         return self.peak * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
+def row_losses(model: UNet, pictures: Tensor, labels: Tensor, guides: Tensor, normal: Tensor, spread: Tensor) -> Tensor:
+    """EDM's loss of each row `(N,)`: the network denoises what differs from the guide, and sees the guide.
+
+    Args:
+        model: the network.
+        pictures: `(N, C, H, W)` in [-1, 1].
+        labels: `(N,)`, -1 for "no label".
+        guides: scaled bands `(N, 4 C, h, w)`.
+        normal: standard normal draws, the noise, `(N, 4 C, h, w)`.
+        spread: standard normal draws, the noise levels, `(N,)`.
+    """
+    level = torch.exp(_LEVEL_MEAN + _LEVEL_SPREAD * spread)
+    labels = labels if model.shape.classes else torch.zeros_like(labels)
+    return Denoiser(model, DATA_STD).loss(to_bands(pictures) - guides, normal, level, labels, guides)
+
+
+def train_openly(
+    model: UNet,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    *,
+    steps: int,
+    rate: float,
+    generator: torch.Generator,
+    hardware: Hardware,
+) -> Iterator[int]:
+    """Ordinary training, without privacy, on public or released pictures; yields steps, from 1.
+
+    Args:
+        model: the network.
+        batches: pictures, labels and guides, as for `row_losses`; at least `steps`.
+        steps: of Adam.
+        rate: its peak.
+        generator: of the noise.
+        hardware: where to compute.
+    """
+    device, precision = hardware
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.99))
+    schedule = Schedule(rate, steps, final=0.1)
+    for step, (pictures, labels, guides) in zip(range(1, steps + 1), batches, strict=False):
+        normal = torch.randn(guides.shape, generator=generator)
+        spread = torch.randn(len(guides), generator=generator)
+        inputs = [value.to(device) for value in (pictures, labels, guides, normal, spread)]
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = row_losses(model, *inputs).mean()
+        optimizer.param_groups[0]["lr"] = schedule(step)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        yield step
+
+
 class DenoisingLearner:
     """Trains a `UNet` to denoise pictures around their class means; a `Learner` of private training.
 
@@ -94,10 +145,7 @@ class DenoisingLearner:
         self.optimizer.step()  # zero gradients: creates the moments without moving the weights
 
     def _row_losses(self, model: UNet, pictures: Tensor, labels: Tensor, normal: Tensor, spread: Tensor) -> Tensor:
-        labels = labels if model.shape.classes else torch.zeros_like(labels)
-        guide = self.guides[labels.clamp(min=0)]
-        level = torch.exp(_LEVEL_MEAN + _LEVEL_SPREAD * spread)
-        return Denoiser(model, DATA_STD).loss(to_bands(pictures) - guide, normal, level, labels, guide)
+        return row_losses(model, pictures, labels, self.guides[labels.clamp(min=0)], normal, spread)
 
     def loss(self, model: nn.Module, rows: Rows) -> Tensor:
         """EDM's loss of each row; noise and noise level are the record's own draws."""
@@ -130,24 +178,22 @@ class DenoisingLearner:
 
         The moving average restarts at the end, and the optimiser's moments are dropped.
         """
-        device, precision = self.hardware
         order = torch.randperm(len(pictures), generator=generator)
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, betas=(0.9, 0.99))
         steps = len(order) // batch
-        schedule = Schedule(rate, steps, final=0.1)
-        for step in range(1, steps + 1):
-            part = order[(step - 1) * batch : step * batch]
-            normal = torch.randn(batch, *self.guides.shape[1:], generator=generator)
-            spread = torch.randn(batch, generator=generator)
-            inputs = [value.to(device) for value in (pictures[part], labels[part], normal, spread)]
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss = self._row_losses(self.model, *inputs).mean()
-            optimizer.param_groups[0]["lr"] = schedule(step)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            yield step
+
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for part in torch.split(order[: steps * batch], batch):
+                yield pictures[part], labels[part], self.guides[labels[part].clamp(min=0)]
+
+        yield from train_openly(
+            self.model, batches(), steps=steps, rate=rate, generator=generator, hardware=self.hardware
+        )
         self.averaged.load_state_dict(self.model.state_dict())
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes over weights that public training made; the moving average starts with them."""
+        self.model.load_state_dict(weights)
+        self.averaged.load_state_dict(weights)
 
     def state(self) -> dict[str, Tensor]:
         """Weights, average and Adam's moments, by name."""

@@ -1,29 +1,41 @@
-"""PrivImage without public images: class-conditional DP diffusion with a warm start from one noisy sum.
+"""PrivImage (Li et al., USENIX Security 2024): class-conditional DP diffusion that learns from public images first.
 
-1. One noisy sum gives a small Gaussian model of every class (`prototypes.py`).
-2. The network learns, from samples of that model, to denoise around the class means. Free: post-processing.
-3. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
-4. Sampling is free.
+1. Semantic query: one noisy histogram says which public classes the private ones resemble (`semantic.py`).
+2. Selection: each private class gets the public classes that suit it (`selection.py`). Free: post-processing.
+3. Pretraining: the network learns on the selected public images to make objects out of blurred means
+   (`pretraining.py`). Free.
+4. Warm start: one noisy sum gives a small Gaussian model of every class (`prototypes.py`), and the network learns, from
+   samples of that model, to denoise around the class means. The samples are free.
+5. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
+6. Sampling is free.
+
+Without public images the method begins at 4.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sfumato._files import write_atomic
+from sfumato._files import write_atomic, write_json
+from sfumato.data.public import PublicSet
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures, to_bands
+from sfumato.methods.pretraining import PretrainingConfig, chosen_examples, pretrain
 from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes
+from sfumato.methods.semantic import QUERY, SemanticConfig, SemanticModel, cache_name, semantic_model
 from sfumato.nets.unet import UNet, UNetShape
 from sfumato.privacy.gradients.engine import rounding_slack
-from sfumato.privacy.plan import SumRequest, SumTouch, TrainingRequest, TrainingTouch
+from sfumato.privacy.plan import Request, SumRequest, SumTouch, TrainingRequest, TrainingTouch
 from sfumato.privacy.session import Session
 from sfumato.privacy.training import private_training
 
@@ -58,23 +70,30 @@ class PrivImageConfig(BaseModel):
     warm_rate: float = Field(2e-3, gt=0)
     chunk: int = Field(128, ge=1, description="records per forward pass; changes speed and memory only")
     sampler_steps: int = Field(12, ge=1)
+    semantic: SemanticConfig = SemanticConfig()
+    pretraining: PretrainingConfig = PretrainingConfig()
 
     def sampling_rate(self, size: int | None) -> float:
         """Poisson rate, from public values."""
         return self.rate_without_size if size is None else min(1.0, self.batch / size)
 
-    def requests(self, size: int | None) -> tuple[SumRequest, TrainingRequest]:
-        """The touches that the method asks the plan for."""
+    def requests(self, size: int | None, *, public: bool = False) -> tuple[Request, ...]:
+        """The touches that the method asks the plan for; the semantic query only where there are public images."""
         return (
+            *((self.semantic.request(),) if public else ()),
             SumRequest(WARM_START, clip_norm=1.0, attempts=self.warm_attempts, share=self.warm_share),
-            TrainingRequest(
-                FINE_TUNING,
-                sampling_rate=self.sampling_rate(size),
-                steps=self.steps,
-                clip_norm=self.clip_norm,
-                rows=self.draws,
-                slack=rounding_slack(self.batch),
-            ),
+            self.training_request(size),
+        )
+
+    def training_request(self, size: int | None) -> TrainingRequest:
+        """The main touch."""
+        return TrainingRequest(
+            FINE_TUNING,
+            sampling_rate=self.sampling_rate(size),
+            steps=self.steps,
+            clip_norm=self.clip_norm,
+            rows=self.draws,
+            slack=rounding_slack(self.batch),
         )
 
 
@@ -125,13 +144,35 @@ class PrivImageModel:
 
 
 def _model_name(not_private: bool) -> str:
-    return "model-NOT-PRIVATE.safetensors" if not_private else "model.safetensors"
+    return _stamped("model.safetensors", not_private)
+
+
+def _stamped(name: str, not_private: bool) -> str:
+    """The name of a file; what comes from test noise says so."""
+    return name.replace(".", "-NOT-PRIVATE.") if not_private else name
 
 
 def network_shape(config: PrivImageConfig, image: tuple[int, int, int], classes: int) -> UNetShape:
     """The network that a configuration asks for."""
     bands = 4 * image[0]
     return UNetShape(bands, bands, classes, config.width, config.blocks)
+
+
+@dataclass(frozen=True)
+class PublicStart:
+    """The public images of a run, read when they are needed.
+
+    Attributes:
+        read: gives the pictures.
+        facts: everything that decides what `read` gives, JSON values; names cached classifiers.
+        folder: private folder of the run; keeps the classifier, the selection and the pretrained network.
+        cache: of classifiers, for further runs.
+    """
+
+    read: Callable[[], PublicSet]
+    facts: object
+    folder: Path
+    cache: Path
 
 
 def fit(
@@ -144,6 +185,7 @@ def fit(
     seed: int,
     hardware: Hardware,
     progress: Progress,
+    public: PublicStart | None = None,
 ) -> PrivImageModel:
     """Runs the method, or what is left of it after a crash.
 
@@ -153,13 +195,23 @@ def fit(
         image: `(C, H, W)`, public.
         classes: declared classes; 0 for an unconditional run.
         size: declared number of records, or None.
-        seed: of the public randomness (initial weights, warm-up); never of noise.
+        seed: of the public randomness (initial weights, public training); never of noise.
         hardware: where to compute.
         progress: told about every stage.
+        public: the public images, if the plan holds a semantic query.
     """
+    begun = session.latest(FINE_TUNING) is not None  # then its state holds all that came before
+    weights: dict[str, Tensor] = {}
+    if public is not None and not begun:
+        weights = _learn_from_public(
+            config, session, public, network_shape(config, image, classes), seed, hardware, progress
+        )
+    # 4. Warm start.
     learner, prototypes = _start(config, session, image, classes, size, seed, hardware)
     progress("noisy sum of the class models", 1, 1)
-    if config.warm_steps and session.latest(FINE_TUNING) is None:
+    if weights:
+        learner.start_from(weights)
+    if config.warm_steps and not begun:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(max(classes, 1), (config.warm_steps * WARM_BATCH,), generator=generator)
         warm_up = learner.warm_up(
@@ -171,13 +223,81 @@ def fit(
         )
         for step in warm_up:
             progress("warm-up on the class models", step, config.warm_steps)
+    # 5. Private training.
     touch = session.touch(FINE_TUNING, TrainingTouch)
     divisor = touch.sampling_rate * size if size else float(config.batch)
     for step in private_training(
         session, FINE_TUNING, learner, divisor=divisor, chunk=config.chunk, precision=hardware.precision
     ):
         progress("private training", step, touch.steps)
+    # 6. Sampling is the model's.
     return PrivImageModel(learner.averaged, prototypes, config.sampler_steps, not session.noise.private)
+
+
+def _learn_from_public(
+    config: PrivImageConfig,
+    session: Session,
+    public: PublicStart,
+    shape: UNetShape,
+    seed: int,
+    hardware: Hardware,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Weights of the network after its public lessons; those of an interrupted run if it had finished them."""
+    pretrained = public.folder / _stamped("pretrained.safetensors", not session.noise.private)
+    if pretrained.exists():
+        return load_file(pretrained)
+    images = public.read()
+    model = semantic_model(
+        config.semantic,
+        images,
+        seed=seed,
+        hardware=hardware,
+        files=(
+            public.folder / "classifier.safetensors",
+            public.cache / cache_name(config.semantic, public.facts, seed),
+        ),
+        progress=lambda done, of: progress("classifier of public images", done, of),
+    )
+    # 1. Semantic query.
+    cells = (max(shape.classes, 1), len(model.classes))
+    ballots = model.ballots(shape.classes, config.semantic.votes)
+    votes = session.noisy_histogram(QUERY, ballots, cells[0] * cells[1]).reshape(cells)
+    progress(QUERY, 1, 1)
+    # 2. Selection.
+    chosen = model.choose(config.semantic, votes)
+    _keep_selection(public.folder / _stamped(SELECTION, not session.noise.private), model, votes, chosen)
+    # 3. Pretraining.
+    examples = chosen_examples(config.pretraining, images.pixels, model.labels, chosen, shape.classes > 0, seed)
+    weights: dict[str, Tensor] = {}
+    for step, network in pretrain(config.pretraining, shape, examples, seed=seed, hardware=hardware):
+        progress("pretraining on public images", step, config.pretraining.steps)
+        if step == config.pretraining.steps:
+            weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+            facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
+            write_atomic(pretrained, save(weights, facts), mode=0o600)
+    return weights
+
+
+SELECTION = "selection.json"
+Selection = dict[str, list[tuple[str, int]]]
+
+
+def _keep_selection(file: Path, model: SemanticModel, votes: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
+    named: Selection = {
+        str(number): [(model.classes[public], int(votes[number, public])) for public in row]
+        for number, row in enumerate(chosen.tolist())
+    }
+    write_json(file, {"public_classes": model.classes, "noisy_votes": votes.tolist(), "chosen": named}, mode=0o600)
+
+
+def read_selection(folder: Path, not_private: bool) -> Selection:
+    """What the semantic query of a run chose: names and noisy votes of public classes by the private class's number.
+
+    Empty where there was no query.
+    """
+    file = folder / _stamped(SELECTION, not_private)
+    return json.loads(file.read_text())["chosen"] if file.exists() else {}
 
 
 def _start(

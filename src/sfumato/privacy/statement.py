@@ -47,6 +47,7 @@ class PrivacyStatement:
         not_private: the run used test noise.
         declared: further public settings by name, such as classes and their origin.
         public_inputs: public models and data sets used, each a sentence.
+        released: values that the run released besides its images, by name; post-processing of its touches.
     """
 
     plan: Plan
@@ -59,6 +60,7 @@ class PrivacyStatement:
     not_private: bool = False
     declared: Mapping[str, Any] = field(default_factory=dict)
     public_inputs: tuple[str, ...] = ()
+    released: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def epsilon(self) -> float:
@@ -148,6 +150,7 @@ class PrivacyStatement:
                 "looks": self.looks,
             },
             "public_inputs": list(self.public_inputs),
+            "released": dict(self.released),
             "not_covered": list(NOT_COVERED),
             "software": f"sfumato {__version__}",
         }

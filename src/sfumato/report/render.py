@@ -131,6 +131,12 @@ class ReleaseFacts:
         return [text for text in self.sentences if not (self.not_covered and text.startswith("Not covered:"))]
 
     @property
+    def public_classes(self) -> dict[str, str]:
+        """Private class to the public classes that the semantic query chose for it, in words; empty without a query."""
+        chosen = (self.statement.get("released") or {}).get("public_classes") or {}
+        return {str(name): ", ".join(str(public) for public, _ in row) for name, row in chosen.items()}
+
+    @property
     def attacker(self) -> tuple[str, str] | None:
         """False alarms of a test for one unit's presence, and how often it can be right at most, in per cent."""
         facts = self.statement.get("attacker")

@@ -1,0 +1,127 @@
+"""Public pretraining: the network of a run learns on public images what the private task will ask of it.
+
+The task is to make an object out of a blurred mean. In private training that mean is the noisy mean of a class; here it
+is the mean of a small group of public images that look alike, so the network learns to trust a blurred guide and to
+sharpen it. The condition is the private class for which the semantic query chose the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from sfumato.hardware import Hardware
+from sfumato.methods.clusters import cluster
+from sfumato.methods.denoising import to_bands, train_openly
+from sfumato.nets.unet import UNet, UNetShape
+
+LEAST_IN_GROUP = 10  # images, on average, whose mean is a guide
+
+
+class PretrainingConfig(BaseModel):
+    """Settings of public pretraining.
+
+    Attributes:
+        steps: of Adam; 0 leaves pretraining out.
+        batch: pictures a step.
+        rate: peak of the learning rate.
+        guides: groups of pictures that look alike, whose means are the guides.
+        label_dropout: share of the pictures shown without their condition.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(600, ge=0)
+    batch: int = Field(256, ge=1)
+    rate: float = Field(2e-3, gt=0)
+    guides: int = Field(150, ge=1, le=10_000)
+    label_dropout: float = Field(0.1, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Public pictures as pretraining sees them.
+
+    Attributes:
+        pixels: uint8 `(N, C, H, W)`.
+        labels: private class that chose the picture, int64 `(N,)`; -1 in an unconditional run.
+        groups: int64 `(N,)`, index into `guides`.
+        guides: scaled bands of the groups' means, `(groups, 4 C, h, w)`.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    groups: Tensor
+    guides: Tensor
+
+
+def chosen_examples(
+    config: PretrainingConfig,
+    pixels: NDArray[np.uint8],
+    public: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    conditional: bool,
+    seed: int,
+) -> Examples:
+    """The pictures of the chosen public classes, once for every private class that chose them.
+
+    Args:
+        config: settings.
+        pixels: all public pictures, uint8 `(N, C, H, W)`.
+        public: public class of each, int64 `(N,)`.
+        chosen: public classes by private class, `(private classes, kept)`.
+        conditional: whether the network is told the private class.
+        seed: public.
+    """
+    members = [np.flatnonzero(np.isin(public, row)) for row in chosen]
+    picked = np.concatenate(members)
+    labels = np.repeat(np.arange(len(chosen)) if conditional else np.full(len(chosen), -1), list(map(len, members)))
+    pictures = torch.from_numpy(pixels[picked])
+    groups = torch.from_numpy(cluster(pixels[picked], max(1, min(config.guides, len(picked) // LEAST_IN_GROUP)), seed))
+    sums = torch.zeros(int(groups.max()) + 1, *pictures.shape[1:]).index_add_(0, groups, _scaled(pictures))
+    means = sums / torch.bincount(groups)[:, None, None, None]
+    return Examples(pictures, torch.from_numpy(labels), groups, to_bands(means))
+
+
+def pretrain(
+    config: PretrainingConfig, shape: UNetShape, examples: Examples, *, seed: int, hardware: Hardware
+) -> Iterator[tuple[int, UNet]]:
+    """Trains a new network; yields steps and the network as it is.
+
+    Args:
+        config: settings.
+        shape: of the network.
+        examples: public pictures.
+        seed: of weights, batches and noise; all public.
+        hardware: where to compute.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UNet(shape)
+    network.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator = torch.Generator().manual_seed(seed)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        order = torch.empty(0, dtype=torch.long)
+        while True:
+            while len(order) < config.batch:
+                order = torch.cat((order, torch.randperm(len(examples.pixels), generator=generator)))
+            part, order = order[: config.batch], order[config.batch :]
+            hidden = torch.rand(len(part), generator=generator) < config.label_dropout
+            labels = torch.where(hidden, -1, examples.labels[part])
+            yield _scaled(examples.pixels[part]), labels, examples.guides[examples.groups[part]]
+
+    for step in train_openly(
+        network, batches(), steps=config.steps, rate=config.rate, generator=generator, hardware=hardware
+    ):
+        yield step, network
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1

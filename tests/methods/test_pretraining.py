@@ -1,0 +1,77 @@
+"""Pretraining: the right pictures under the right conditions, and a loss that falls."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tests.methods.test_clusters import pictures
+
+from sfumato.hardware import Hardware
+from sfumato.methods.denoising import from_bands, row_losses
+from sfumato.methods.pretraining import Examples, PretrainingConfig, chosen_examples, pretrain
+from sfumato.nets.unet import UNet, UNetShape
+
+CPU = Hardware(torch.device("cpu"), "fp32")
+SHAPE = UNetShape(4, 4, 2, (8, 8), (2, 1))
+
+
+def examples(config: PretrainingConfig, conditional: bool = True) -> Examples:
+    pixels, quarter = pictures(200)
+    return chosen_examples(config, pixels, quarter.astype(np.int64), np.array([[0, 3], [2, 0]]), conditional, seed=0)
+
+
+def test_chosen_pictures_carry_the_label_that_chose_them() -> None:
+    pixels, quarter = pictures(200)
+    found = examples(PretrainingConfig(guides=8))
+    assert found.labels.tolist() == [0] * 100 + [1] * 100
+    wanted = np.concatenate((pixels[np.isin(quarter, (0, 3))], pixels[np.isin(quarter, (0, 2))]))
+    assert np.array_equal(found.pixels.numpy(), wanted)
+    assert set(examples(PretrainingConfig(), conditional=False).labels.tolist()) == {-1}
+
+
+def test_a_guide_is_the_mean_of_its_group() -> None:
+    found = examples(PretrainingConfig(guides=8))
+    assert len(found.guides) == 8
+    means = from_bands(found.guides)
+    for group in (0, 5):
+        wanted = (found.pixels[found.groups == group].float() / 127.5 - 1).mean(0)
+        assert torch.allclose(means[group], wanted, atol=1e-5)
+
+
+def test_groups_are_large_enough_to_blur() -> None:
+    assert len(examples(PretrainingConfig(guides=10_000)).guides) == 20
+
+
+def test_the_loss_falls() -> None:
+    config = PretrainingConfig(steps=60, batch=32, rate=5e-3, guides=4)
+    known = examples(config)
+
+    def error(network: UNet) -> float:
+        count = 100
+        normal = torch.randn(count, 4, 10, 10, generator=torch.manual_seed(1))
+        spread = torch.randn(count, generator=torch.manual_seed(2))
+        scaled = known.pixels[:count].float() / 127.5 - 1
+        guides = known.guides[known.groups[:count]]
+        with torch.no_grad():
+            return float(row_losses(network, scaled, known.labels[:count], guides, normal, spread).mean())
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        before = error(UNet(SHAPE))
+    trained = list(pretrain(config, SHAPE, known, seed=0, hardware=CPU))
+    assert [step for step, _ in trained] == list(range(1, 61))
+    assert error(trained[-1][1]) < 0.8 * before
+
+
+def test_a_seed_decides_and_labels_are_dropped() -> None:
+    def weights(**changes: float) -> dict[str, torch.Tensor]:
+        config = PretrainingConfig(**{"steps": 3, "batch": 16, "guides": 4} | changes)  # type: ignore[arg-type]
+        return list(pretrain(config, SHAPE, examples(config), seed=0, hardware=CPU))[-1][1].state_dict()
+
+    one, same, hidden = weights(), weights(), weights(label_dropout=1.0)
+    assert all(torch.equal(value, same[name]) for name, value in one.items())
+    slow = PretrainingConfig(steps=1, batch=16, rate=1e-12)
+    _, start = next(pretrain(slow, SHAPE, examples(slow), seed=0, hardware=CPU))
+    initial = start.state_dict()["film.weight"][:, :2]
+    assert torch.allclose(hidden["film.weight"][:, :2], initial, atol=1e-9), "no label is ever seen"
+    assert not torch.allclose(one["film.weight"][:, :2], initial, atol=1e-5)
