@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {
     "batch": 40,
     "steps": 5,
     "warm_steps": 2,
-    "sampler_steps": 3,
+    "sampler": {"steps": 3},
     "chunk": 16,
 }
 

@@ -13,7 +13,7 @@ from sfumato.data.public import PublicImages
 from sfumato.data.release import Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.forecast import Forecast, forecast
-from sfumato.methods.privimage import PrivImageModel
+from sfumato.methods.privimage_model import PrivImageModel
 from sfumato.speed import in_time
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sfumato.data.decode import ImageSpec
 from sfumato.data.public import Fit, Ground, PublicImages
 from sfumato.errors import UserError
-from sfumato.methods.privimage import PrivImageConfig
+from sfumato.methods.privimage_settings import PrivImageConfig
 from sfumato.privacy.ledger import Ledger
 
 

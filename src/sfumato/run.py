@@ -29,7 +29,8 @@ from sfumato.data.release import Provenance, Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.hardware import Hardware, choose_hardware, keep_freed_memory
 from sfumato.methods import privimage
-from sfumato.methods.privimage import PrivImageModel, PublicStart, read_selection
+from sfumato.methods.privimage import PublicStart, read_selection
+from sfumato.methods.privimage_model import PrivImageModel
 from sfumato.methods.semantic import public_classes
 from sfumato.privacy.ledger import Charge, Ledger
 from sfumato.privacy.noise import Noise
@@ -291,9 +292,7 @@ def load_model(run: Run) -> PrivImageModel:
     if not run.trained:
         raise UserError(f"The run in {run.folder} is not finished; finish it with: sfumato resume {run.folder}")
     config, image = run.config, run.config.image
-    shape = privimage.network_shape(
-        config.privimage, (image.channels, image.height, image.width), len(config.classes or ())
-    )
+    shape = config.privimage.shape((image.channels, image.height, image.width), len(config.classes or ()))
     return PrivImageModel.load(run.folder, run._read("TRAINED")["not_private"], shape)
 
 

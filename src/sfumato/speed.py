@@ -15,8 +15,8 @@ import torch
 from sfumato.config import RunConfig
 from sfumato.errors import UserError
 from sfumato.hardware import Hardware, choose_hardware
-from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures
-from sfumato.methods.privimage import WARM_BATCH, network_shape
+from sfumato.methods.denoising import DenoisingLearner, Schedule, View, draw_pictures
+from sfumato.methods.privimage import WARM_BATCH
 from sfumato.methods.semantic import BATCH, DEFAULT_CLUSTERS
 from sfumato.nets.classifier import ConvNet
 from sfumato.privacy.draws import Draws
@@ -50,10 +50,12 @@ def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
     """Trains and samples for a few seconds on random images of the configured shape."""
     method, classes = config.privimage, len(config.classes or ())
     image = (config.image.channels, config.image.height, config.image.width)
-    guides = torch.zeros(max(classes, 1), 4 * image[0], image[1] // 2, image[2] // 2)
+    shape = method.shape(image, classes)
+    view = View.of(shape)
     learner = DenoisingLearner(
-        network_shape(method, image, classes),
-        guides,
+        shape,
+        image,
+        torch.zeros(max(classes, 1), *view.size(image)) if view.guided else None,
         Schedule(1e-3, 1),
         rows=method.draws,
         average=0.9,
@@ -74,11 +76,12 @@ def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
     begun = time.perf_counter()
     draw_pictures(
         learner.averaged,
+        image,
         learner.guides,
         torch.arange(_PICTURES) % max(classes, 1),
         torch.Generator().manual_seed(0),
-        steps=method.sampler_steps,
-        hardware=hardware,
+        method.sampler.sampler(),
+        hardware,
     )
     return Speed(
         parameters=sum(parameter.numel() for parameter in learner.model.parameters()),

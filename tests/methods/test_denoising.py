@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from sfumato.hardware import Hardware
-from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures, from_bands, to_bands
+from sfumato.methods.denoising import (
+    DenoisingLearner,
+    Schedule,
+    View,
+    draw_pictures,
+    from_bands,
+    row_losses,
+    to_bands,
+)
+from sfumato.nets.ddpmpp import DDPMppShape
+from sfumato.nets.diffusion import Sampler
 from sfumato.nets.unet import UNetShape
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.records import Rows
@@ -14,10 +26,21 @@ from sfumato.privacy.records import Rows
 CPU = Hardware(torch.device("cpu"), "fp32")
 
 
-def learner(rows: int = 1, seed: int = 0) -> DenoisingLearner:
+IMAGE = (1, 8, 8)
+
+
+def learner(rows: int = 1, seed: int = 0, label_dropout: float = 0.0) -> DenoisingLearner:
     guides = to_bands(torch.linspace(-0.5, 0.5, 3 * 64).view(3, 1, 8, 8))
     shape = UNetShape(4, 4, 3, (8, 8), (2, 1))
-    return DenoisingLearner(shape, guides, Schedule(1e-2, 20), rows=rows, average=0.9, seed=seed, hardware=CPU)
+    settings = {"rows": rows, "average": 0.9, "seed": seed, "hardware": CPU, "label_dropout": label_dropout}
+    return DenoisingLearner(shape, IMAGE, guides, Schedule(1e-2, 20), **settings)  # type: ignore[arg-type]
+
+
+def plain_learner(rows: int = 1, label_dropout: float = 0.0) -> DenoisingLearner:
+    """The published network, without guides."""
+    shape = DDPMppShape(1, 8, 3, 8, (1, 2), (4,), 1)
+    settings = {"rows": rows, "average": 0.9, "seed": 0, "hardware": CPU, "label_dropout": label_dropout}
+    return DenoisingLearner(shape, IMAGE, None, Schedule(1e-2, 20), **settings)  # type: ignore[arg-type]
 
 
 def chunk(names: list[int], rows: int = 1) -> Rows:
@@ -37,8 +60,9 @@ def test_bands_and_back() -> None:
     assert torch.allclose(from_bands(to_bands(pictures)), pictures, atol=1e-6)
 
 
-def test_a_loss_belongs_to_its_record() -> None:
-    brain = learner(rows=3)
+@pytest.mark.parametrize("make", [learner, plain_learner])
+def test_a_loss_belongs_to_its_record(make: Callable[..., DenoisingLearner]) -> None:
+    brain = make(rows=3, label_dropout=0.4)
     with torch.no_grad():
         for parameter in brain.model.parameters():
             parameter.add_(0.05)
@@ -83,13 +107,15 @@ def test_schedule_rises_then_falls() -> None:
 def test_warm_up_learns() -> None:
     brain, generator = learner(), torch.Generator().manual_seed(0)
     labels = torch.arange(3_200) % 3
+    assert brain.guides is not None
     pictures = from_bands(brain.guides)[labels] + 0.2 * torch.randn(3_200, 1, 1, 1, generator=generator)
 
     def error() -> float:
         normal = torch.randn(600, 4, 4, 4, generator=torch.Generator().manual_seed(1))
         spread = torch.randn(600, generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
-            return float(brain._row_losses(brain.model, pictures[:600], labels[:600], normal, spread).mean())
+            guides = brain.guides_of(labels[:600])
+            return float(row_losses(brain.model, pictures[:600], labels[:600], guides, normal, spread).mean())
 
     before = error()
     steps = list(brain.warm_up(pictures, labels, batch=64, rate=5e-3, generator=generator))
@@ -101,8 +127,41 @@ def test_warm_up_learns() -> None:
 def test_an_untrained_network_draws_around_the_class_means() -> None:
     brain, generator = learner(), torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3
-    pictures = draw_pictures(brain.averaged, brain.guides, labels, generator, steps=8, hardware=CPU)
+    assert brain.guides is not None
+    pictures = draw_pictures(brain.averaged, IMAGE, brain.guides, labels, generator, Sampler(steps=8), CPU)
     assert pictures.shape == (300, 1, 8, 8)
     assert float(pictures.abs().max()) <= 1
     means = torch.stack([pictures[labels == number].mean(0) for number in range(3)])
     assert float((means - from_bands(brain.guides)).abs().mean()) < 0.08
+
+
+def test_dropped_labels_are_the_records_own_draws() -> None:
+    """With all labels dropped a record's loss does not depend on its label; with none dropped it does."""
+    for dropout, same in ((0.0, False), (0.999999, True)):
+        brain = plain_learner(label_dropout=dropout)
+        with torch.no_grad():
+            for parameter in brain.model.parameters():
+                parameter.add_(0.05)
+            rows = chunk([1, 2, 3, 4])
+            moved = rows._replace(labels=(rows.labels + 1) % 3)
+            assert torch.allclose(brain.loss(brain.model, rows), brain.loss(brain.model, moved)) is same
+
+
+def test_views() -> None:
+    bands, pixels = View.of(UNetShape(4, 0, 3)), View.of(DDPMppShape(1, 8, 3))
+    assert (bands.guided, pixels.guided) == (False, False)
+    assert (bands.size((3, 8, 12)), pixels.size((3, 8, 12))) == ((12, 4, 6), (3, 8, 12))
+    pictures = torch.rand(2, 1, 8, 8)
+    assert torch.equal(pixels.decode(pixels.encode(pictures)), pictures)
+    assert torch.allclose(bands.decode(bands.encode(pictures)), pictures, atol=1e-6)
+
+
+def test_the_published_network_draws_without_a_guide() -> None:
+    brain, labels = plain_learner(), torch.arange(50) % 3
+    sampler = Sampler(steps=6, churn=4.0, guidance=1.0)
+    one, same = (
+        draw_pictures(brain.averaged, IMAGE, None, labels, torch.Generator().manual_seed(0), sampler, CPU)
+        for _ in range(2)
+    )
+    assert one.shape == (50, 1, 8, 8)
+    assert torch.equal(one, same)

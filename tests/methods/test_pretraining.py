@@ -7,7 +7,7 @@ import torch
 from tests.methods.test_clusters import pictures
 
 from sfumato.hardware import Hardware
-from sfumato.methods.denoising import from_bands, row_losses
+from sfumato.methods.denoising import Network, row_losses, to_bands
 from sfumato.methods.pretraining import Examples, PretrainingConfig, chosen_examples, pretrain
 from sfumato.nets.unet import UNet, UNetShape
 
@@ -31,27 +31,26 @@ def test_chosen_pictures_carry_the_label_that_chose_them() -> None:
 
 def test_a_guide_is_the_mean_of_its_group() -> None:
     found = examples(PretrainingConfig(guides=8))
-    assert len(found.guides) == 8
-    means = from_bands(found.guides)
+    assert len(found.means) == 8
     for group in (0, 5):
         wanted = (found.pixels[found.groups == group].float() / 127.5 - 1).mean(0)
-        assert torch.allclose(means[group], wanted, atol=1e-5)
+        assert torch.allclose(found.means[group], wanted, atol=1e-5)
 
 
 def test_groups_are_large_enough_to_blur() -> None:
-    assert len(examples(PretrainingConfig(guides=10_000)).guides) == 20
+    assert len(examples(PretrainingConfig(guides=10_000)).means) == 20
 
 
 def test_the_loss_falls() -> None:
     config = PretrainingConfig(steps=60, batch=32, rate=5e-3, guides=4)
     known = examples(config)
 
-    def error(network: UNet) -> float:
+    def error(network: Network) -> float:
         count = 100
         normal = torch.randn(count, 4, 10, 10, generator=torch.manual_seed(1))
         spread = torch.randn(count, generator=torch.manual_seed(2))
         scaled = known.pixels[:count].float() / 127.5 - 1
-        guides = known.guides[known.groups[:count]]
+        guides = to_bands(known.means[known.groups[:count]])
         with torch.no_grad():
             return float(row_losses(network, scaled, known.labels[:count], guides, normal, spread).mean())
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sfumato.nets.diffusion import Denoiser, noise_levels, sample
+from sfumato.nets.diffusion import Denoiser, Sampler, noise_levels, sample
 
 STD = 0.5
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def zero(x: torch.Tensor, *_: object) -> torch.Tensor:
@@ -52,7 +56,7 @@ def test_levels_fall_from_highest_to_zero() -> None:
 
 def test_sampling_with_the_exact_denoiser_gives_the_data_law() -> None:
     torch.manual_seed(0)
-    images = sample(Denoiser(zero, STD), torch.randn(3_000, 1, 4, 4), None, None, steps=24)
+    images = sample(Denoiser(zero, STD), torch.randn(3_000, 1, 4, 4), None, None, Sampler(steps=24), seeded())
     assert float(images.std()) == pytest.approx(STD, rel=0.03)
     assert float(images.mean()) == pytest.approx(0.0, abs=0.01)
 
@@ -62,7 +66,34 @@ def test_second_order() -> None:
     start = torch.randn(50, 1, 2, 2)
     exact = start * 40.0 * STD / (40.0**2 + STD**2) ** 0.5
     errors = [
-        float((sample(Denoiser(zero, STD), start, None, None, steps=steps, lowest=1e-4) - exact).abs().max())
+        float((sample(Denoiser(zero, STD), start, None, None, Sampler(steps, 1e-4), seeded()) - exact).abs().max())
         for steps in (16, 32)
     ]
     assert errors[1] < errors[0] / 3
+
+
+def test_churn_keeps_the_law_and_moves_the_sample() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(3_000, 1, 4, 4)
+    plain, stirred = Sampler(steps=40), Sampler(steps=40, churn=10.0, churn_from=0.05, churn_to=20.0)
+    one, other = (sample(Denoiser(zero, STD), start, None, None, s, seeded()) for s in (plain, stirred))
+    assert float(other.std()) == pytest.approx(STD, rel=0.03)
+    correlation = float((one * other).mean() / (one.std() * other.std()))
+    assert correlation < 0.7, "noise that is added anew makes the sample forget its start"
+    again = sample(Denoiser(zero, STD), start, None, None, stirred, seeded())
+    assert torch.equal(other, again)
+
+
+def test_guidance_moves_away_from_no_label() -> None:
+    def network(x: torch.Tensor, level: torch.Tensor, labels: torch.Tensor | None, _: object) -> torch.Tensor:
+        assert labels is not None
+        return labels.clamp(min=0).float().view(-1, 1, 1, 1).expand_as(x)
+
+    start, labels = torch.randn(2_000, 1, 2, 2, generator=seeded()), torch.ones(2_000, dtype=torch.long)
+    means = [
+        float(sample(Denoiser(network, STD), start, labels, None, Sampler(guidance=w), seeded()).mean())
+        for w in (0.0, 1.0, 2.0)
+    ]
+    assert means[0] > 0.2
+    assert means[1] == pytest.approx(2 * means[0], rel=0.02)
+    assert means[2] == pytest.approx(3 * means[0], rel=0.02)

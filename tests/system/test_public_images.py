@@ -208,3 +208,26 @@ def test_the_python_interface(private: Path, public: Path, tmp_path: Path) -> No
     model = method.fit(images, tmp_path / "run")
     assert "'drawn'" in model.statement
     assert len(model.sample(3).pixels) == 3
+
+
+def test_the_published_settings_run(private: Path, public: Path, tmp_path: Path) -> None:
+    """The network, clipping, label dropout, selection rule and sampler of the paper, at a size that takes seconds."""
+    paper = {
+        "preset": "paper",
+        "ddpmpp": {"width": 8, "multiples": [1, 2], "attention": [8], "blocks": 1},
+        "batch": 40,
+        "steps": 2,
+        "draws": 2,
+        "chunk": 16,
+        "sampler": {"steps": 3},
+        "semantic": {"votes": 1, "steps": 12},
+        "pretraining": {"steps": 2, "batch": 16},
+    }
+    begun = start(private, public, tmp_path, privimage=paper)
+    assert [touch.name for touch in begun.plan.touches] == ["semantic query", "fine-tuning"]
+    out = run.finish(begun)
+    assert out is not None
+    assert len(list(out.rglob("*.png"))) == 12
+    model = run.load_model(begun)
+    assert model.prototypes is None
+    assert sum(p.numel() for p in model.network.parameters()) > 1_000

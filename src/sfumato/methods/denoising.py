@@ -1,4 +1,4 @@
-"""A class-conditional diffusion model on Haar bands, as private training and its public warm-up see it."""
+"""A class-conditional diffusion model, as private training and its public lessons see it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.hardware import Hardware
-from sfumato.nets.diffusion import Denoiser, sample
+from sfumato.nets.ddpmpp import DDPMpp, DDPMppShape
+from sfumato.nets.diffusion import Denoiser, Sampler, sample
 from sfumato.nets.unet import UNet, UNetShape
 from sfumato.nets.wavelet import haar, inverse_haar
 from sfumato.privacy.records import Rows
 
-DATA_STD = 0.5
-"""EDM's sigma_data: pictures in [-1, 1] less their class mean, in scaled Haar bands. A public constant."""
+Network = UNet | DDPMpp
+Shape = UNetShape | DDPMppShape
+Image = tuple[int, int, int]
+"""`(C, H, W)` of a picture."""
 
 _LEVEL_MEAN, _LEVEL_SPREAD = -1.2, 1.2
 _LOW_SCALE, _DETAIL_SCALE = 0.5, 1.0
@@ -34,6 +38,48 @@ def from_bands(bands: Tensor) -> Tensor:
     """Inverse of `to_bands`."""
     channels = bands.shape[1] // 4
     return inverse_haar(torch.cat((bands[:, :channels] / _LOW_SCALE, bands[:, channels:] / _DETAIL_SCALE), dim=1))
+
+
+class View(NamedTuple):
+    """How a network sees pictures.
+
+    Attributes:
+        bands: as scaled Haar bands, else as pixels.
+        guided: it sees the class mean beside them and diffuses what differs from it.
+        data_std: standard deviation that what it diffuses is taken to have (EDM's sigma_data), a public constant.
+    """
+
+    bands: bool
+    guided: bool
+    data_std: float
+
+    @classmethod
+    def of(cls, shape: Shape) -> View:
+        """A U-Net sees bands, DDPM++ what published work shows it: pixels without a guide, of variance 1/3."""
+        if isinstance(shape, DDPMppShape):
+            return cls(bands=False, guided=False, data_std=math.sqrt(1 / 3))
+        return cls(bands=True, guided=shape.guide > 0, data_std=0.5)
+
+    def size(self, image: Image) -> Image:
+        """Of an image as the network sees it."""
+        channels, height, width = image
+        return (4 * channels, height // 2, width // 2) if self.bands else image
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """`(N, C, H, W)` in [-1, 1] to what the network sees."""
+        return to_bands(pictures) if self.bands else pictures
+
+    def decode(self, seen: Tensor) -> Tensor:
+        """Inverse of `encode`."""
+        return from_bands(seen) if self.bands else seen
+
+
+def network_of(shape: Shape, seed: int) -> Network:
+    """A new network; its weights follow from the seed, which is public."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = DDPMpp(shape) if isinstance(shape, DDPMppShape) else UNet(shape)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True)
@@ -53,25 +99,31 @@ class Schedule:
         return self.peak * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def row_losses(model: UNet, pictures: Tensor, labels: Tensor, guides: Tensor, normal: Tensor, spread: Tensor) -> Tensor:
-    """EDM's loss of each row `(N,)`: the network denoises what differs from the guide, and sees the guide.
+def row_losses(
+    model: Network, pictures: Tensor, labels: Tensor, guides: Tensor | None, normal: Tensor, spread: Tensor
+) -> Tensor:
+    """EDM's loss of each row `(N,)`; with a guide the network denoises what differs from it.
 
     Args:
         model: the network.
         pictures: `(N, C, H, W)` in [-1, 1].
         labels: `(N,)`, -1 for "no label".
-        guides: scaled bands `(N, 4 C, h, w)`.
-        normal: standard normal draws, the noise, `(N, 4 C, h, w)`.
+        guides: class means as the network sees pictures, `(N, c, h, w)`; None where it is not guided.
+        normal: standard normal draws, the noise, `(N, c, h, w)`.
         spread: standard normal draws, the noise levels, `(N,)`.
     """
+    view = View.of(model.shape)
     level = torch.exp(_LEVEL_MEAN + _LEVEL_SPREAD * spread)
     labels = labels if model.shape.classes else torch.zeros_like(labels)
-    return Denoiser(model, DATA_STD).loss(to_bands(pictures) - guides, normal, level, labels, guides)
+    clean = view.encode(pictures)
+    return Denoiser(model, view.data_std).loss(
+        clean if guides is None else clean - guides, normal, level, labels, guides
+    )
 
 
 def train_openly(
-    model: UNet,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    model: Network,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     *,
     steps: int,
     rate: float,
@@ -92,11 +144,12 @@ def train_openly(
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.99))
     schedule = Schedule(rate, steps, final=0.1)
     for step, (pictures, labels, guides) in zip(range(1, steps + 1), batches, strict=False):
-        normal = torch.randn(guides.shape, generator=generator)
-        spread = torch.randn(len(guides), generator=generator)
-        inputs = [value.to(device) for value in (pictures, labels, guides, normal, spread)]
+        size = View.of(model.shape).size((pictures.shape[1], pictures.shape[2], pictures.shape[3]))
+        normal = torch.randn(len(pictures), *size, generator=generator).to(device)
+        spread = torch.randn(len(pictures), generator=generator).to(device)
+        guides = None if guides is None else guides.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = row_losses(model, *inputs).mean()
+            loss = row_losses(model, pictures.to(device), labels.to(device), guides, normal, spread).mean()
         optimizer.param_groups[0]["lr"] = schedule(step)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -105,56 +158,64 @@ def train_openly(
 
 
 class DenoisingLearner:
-    """Trains a `UNet` to denoise pictures around their class means; a `Learner` of private training.
+    """Trains a network to denoise pictures; a `Learner` of private training.
 
-    The network sees the class mean as a guide and predicts what differs from it, so an untrained network already draws
-    the mean.
+    A guided network sees the class mean and predicts what differs from it, so untrained it already draws the mean.
     """
 
     def __init__(
         self,
-        shape: UNetShape,
-        guides: Tensor,
+        shape: Shape,
+        image: Image,
+        guides: Tensor | None,
         schedule: Schedule,
         *,
         rows: int,
         average: float,
         seed: int,
         hardware: Hardware,
+        label_dropout: float = 0.0,
     ) -> None:
         """
         Args:
             shape: of the network.
-            guides: class means as scaled bands, `(classes or 1, 4 C, h, w)`.
+            image: of the pictures.
+            guides: class means as a guided network sees them, `(classes or 1, c, h, w)`; else None.
             schedule: learning rate.
             rows: noise draws per record and step.
             average: decay of the exponential moving average of the weights.
             seed: of the public initialisation.
             hardware: where to compute.
+            label_dropout: share of the rows shown without their label.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.model = UNet(shape)
-        self.model.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.guides = guides.to(hardware.device, memory_format=torch.channels_last)
+        self.model = network_of(shape, seed).to(hardware.device)
+        self.size = View.of(shape).size(image)
+        self.guides = None
+        if guides is not None:
+            self.guides = guides.to(hardware.device, memory_format=torch.channels_last)
         self.schedule, self.rows, self.average, self.hardware = schedule, rows, average, hardware
+        self.label_dropout = label_dropout
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=schedule.peak, betas=(0.9, 0.99))
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()  # zero gradients: creates the moments without moving the weights
 
-    def _row_losses(self, model: UNet, pictures: Tensor, labels: Tensor, normal: Tensor, spread: Tensor) -> Tensor:
-        return row_losses(model, pictures, labels, self.guides[labels.clamp(min=0)], normal, spread)
+    def guides_of(self, labels: Tensor) -> Tensor | None:
+        """The guide of each row, `(N, c, h, w)`; of the only one where there are no labels."""
+        return None if self.guides is None else self.guides[labels.clamp(min=0)]
 
     def loss(self, model: nn.Module, rows: Rows) -> Tensor:
-        """EDM's loss of each row; noise and noise level are the record's own draws."""
-        pictures = rows.images.float() / 127.5 - 1
-        bands = self.guides.shape[1:]
-        normal = rows.draws.normal("noise", self.rows, *bands).flatten(0, 1).to(pictures.device)
-        spread = rows.draws.normal("level", self.rows).flatten().to(pictures.device)
-        assert isinstance(model, UNet)
-        return self._row_losses(model, pictures, rows.labels, normal, spread)
+        """EDM's loss of each row; noise, noise level and dropped labels are the record's own draws."""
+        pictures, labels, draws = rows.images.float() / 127.5 - 1, rows.labels, rows.draws
+        normal = draws.normal("noise", self.rows, *self.size).flatten(0, 1).to(pictures.device)
+        spread = draws.normal("level", self.rows).flatten().to(pictures.device)
+        guides = self.guides_of(labels)
+        if self.label_dropout:
+            hidden = draws.uniform("label", self.rows).flatten().to(pictures.device) < self.label_dropout
+            labels = torch.where(hidden, -1, labels)
+        assert isinstance(model, UNet | DDPMpp)
+        return row_losses(model, pictures, labels, guides, normal, spread)
 
     def update(self, gradient: Mapping[str, Tensor], step: int) -> None:
         """One step of Adam, one step of the average."""
@@ -181,9 +242,9 @@ class DenoisingLearner:
         order = torch.randperm(len(pictures), generator=generator)
         steps = len(order) // batch
 
-        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
             for part in torch.split(order[: steps * batch], batch):
-                yield pictures[part], labels[part], self.guides[labels[part].clamp(min=0)]
+                yield pictures[part], labels[part], self.guides_of(labels[part])
 
         yield from train_openly(
             self.model, batches(), steps=steps, rate=rate, generator=generator, hardware=self.hardware
@@ -219,13 +280,29 @@ class DenoisingLearner:
 
 @torch.inference_mode()
 def draw_pictures(
-    network: UNet, guides: Tensor, labels: Tensor, generator: torch.Generator, *, steps: int, hardware: Hardware
+    network: Network,
+    image: Image,
+    guides: Tensor | None,
+    labels: Tensor,
+    generator: torch.Generator,
+    sampler: Sampler,
+    hardware: Hardware,
 ) -> Tensor:
-    """Samples pictures `(N, C, H, W)` in [-1, 1] for labels `(N,)`."""
-    device, precision = hardware
+    """Samples pictures `(N, C, H, W)` in [-1, 1] for labels `(N,)`.
+
+    Args:
+        network: trained.
+        image: of the pictures.
+        guides: as for `DenoisingLearner`.
+        labels: `(N,)`; not used by an unconditional network.
+        generator: of all randomness here, which is public.
+        sampler: constants.
+        hardware: where to compute.
+    """
+    (device, precision), view = hardware, View.of(network.shape)
     labels = (labels if network.shape.classes else torch.zeros_like(labels)).to(device)
-    guide = guides[labels]
-    start = torch.randn(guide.shape, generator=generator).to(device)
+    guide = None if guides is None else guides[labels]
+    start = torch.randn(len(labels), *view.size(image), generator=generator).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        bands = sample(Denoiser(network, DATA_STD), start, labels, guide, steps=steps)
-    return from_bands(bands.float() + guide).clamp(-1, 1)
+        drawn = sample(Denoiser(network, view.data_std), start, labels, guide, sampler, generator)
+    return view.decode(drawn.float() if guide is None else drawn.float() + guide).clamp(-1, 1)

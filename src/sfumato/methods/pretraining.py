@@ -18,8 +18,7 @@ from torch import Tensor
 
 from sfumato.hardware import Hardware
 from sfumato.methods.clusters import cluster
-from sfumato.methods.denoising import to_bands, train_openly
-from sfumato.nets.unet import UNet, UNetShape
+from sfumato.methods.denoising import Network, Shape, View, network_of, train_openly
 
 LEAST_IN_GROUP = 10  # images, on average, whose mean is a guide
 
@@ -51,14 +50,14 @@ class Examples:
     Attributes:
         pixels: uint8 `(N, C, H, W)`.
         labels: private class that chose the picture, int64 `(N,)`; -1 in an unconditional run.
-        groups: int64 `(N,)`, index into `guides`.
-        guides: scaled bands of the groups' means, `(groups, 4 C, h, w)`.
+        groups: int64 `(N,)`, index into `means`.
+        means: of the groups, `(groups, C, H, W)` in [-1, 1].
     """
 
     pixels: Tensor
     labels: Tensor
     groups: Tensor
-    guides: Tensor
+    means: Tensor
 
 
 def chosen_examples(
@@ -86,12 +85,12 @@ def chosen_examples(
     groups = torch.from_numpy(cluster(pixels[picked], max(1, min(config.guides, len(picked) // LEAST_IN_GROUP)), seed))
     sums = torch.zeros(int(groups.max()) + 1, *pictures.shape[1:]).index_add_(0, groups, _scaled(pictures))
     means = sums / torch.bincount(groups)[:, None, None, None]
-    return Examples(pictures, torch.from_numpy(labels), groups, to_bands(means))
+    return Examples(pictures, torch.from_numpy(labels), groups, means)
 
 
 def pretrain(
-    config: PretrainingConfig, shape: UNetShape, examples: Examples, *, seed: int, hardware: Hardware
-) -> Iterator[tuple[int, UNet]]:
+    config: PretrainingConfig, shape: Shape, examples: Examples, *, seed: int, hardware: Hardware
+) -> Iterator[tuple[int, Network]]:
     """Trains a new network; yields steps and the network as it is.
 
     Args:
@@ -101,13 +100,11 @@ def pretrain(
         seed: of weights, batches and noise; all public.
         hardware: where to compute.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = UNet(shape)
-    network.to(hardware.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network, view = network_of(shape, seed).to(hardware.device), View.of(shape)
+    guides = view.encode(examples.means) if view.guided else None
     generator = torch.Generator().manual_seed(seed)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         order = torch.empty(0, dtype=torch.long)
         while True:
             while len(order) < config.batch:
@@ -115,7 +112,8 @@ def pretrain(
             part, order = order[: config.batch], order[config.batch :]
             hidden = torch.rand(len(part), generator=generator) < config.label_dropout
             labels = torch.where(hidden, -1, examples.labels[part])
-            yield _scaled(examples.pixels[part]), labels, examples.guides[examples.groups[part]]
+            shown = None if guides is None else guides[examples.groups[part]]
+            yield _scaled(examples.pixels[part]), labels, shown
 
     for step in train_openly(
         network, batches(), steps=config.steps, rate=config.rate, generator=generator, hardware=hardware

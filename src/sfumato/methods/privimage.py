@@ -15,147 +15,34 @@ Without public images the method begins at 4.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sfumato._files import write_atomic, write_json
 from sfumato.data.public import PublicSet
 from sfumato.hardware import Hardware
-from sfumato.methods.denoising import DenoisingLearner, Schedule, draw_pictures, to_bands
-from sfumato.methods.pretraining import PretrainingConfig, chosen_examples, pretrain
+from sfumato.methods.denoising import DenoisingLearner, Image, Schedule, Shape
+from sfumato.methods.pretraining import chosen_examples, pretrain
+from sfumato.methods.privimage_model import PrivImageModel, guides_of, stamped
+from sfumato.methods.privimage_settings import FINE_TUNING, WARM_START, PrivImageConfig
 from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes
-from sfumato.methods.semantic import QUERY, SemanticConfig, SemanticModel, cache_name, semantic_model
-from sfumato.nets.unet import UNet, UNetShape
-from sfumato.privacy.gradients.engine import rounding_slack
-from sfumato.privacy.plan import Request, SumRequest, SumTouch, TrainingRequest, TrainingTouch
+from sfumato.methods.semantic import QUERY, SemanticModel, cache_name, semantic_model
+from sfumato.privacy.plan import SumTouch, TrainingTouch
 from sfumato.privacy.session import Session
 from sfumato.privacy.training import private_training
 
-WARM_START, FINE_TUNING = "warm start", "fine-tuning"
 WARM_BATCH = 256
 """Pictures a step of the warm-up."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, steps done and steps in all; all three are public."""
-
-
-class PrivImageConfig(BaseModel):
-    """Settings of the method; the defaults are the `laptop` preset, tuned for two cores and 28x28 images.
-
-    Every value is public and fixed before the first touch.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: tuple[int, int] = (32, 32)
-    blocks: tuple[int, int] = (2, 2)
-    batch: int = Field(2048, ge=1, description="expected records per step")
-    rate_without_size: float = Field(0.03, gt=0, le=1, description="sampling rate where no size is declared")
-    steps: int = Field(160, ge=1, le=1_000_000)
-    draws: int = Field(1, ge=1, le=1024, description="noise draws per record and step (noise multiplicity)")
-    clip_norm: float = Field(1.0, gt=0)
-    learning_rate: float = Field(2e-3, gt=0)
-    average: float = Field(0.95, ge=0, lt=1)
-    warm_share: float = Field(0.08, gt=0, lt=1, description="share of mu^2 that the warm start may spend")
-    warm_attempts: int = Field(2, ge=1, description="attempts bought for the warm start; one is a spare")
-    warm_steps: int = Field(150, ge=0)
-    warm_rate: float = Field(2e-3, gt=0)
-    chunk: int = Field(128, ge=1, description="records per forward pass; changes speed and memory only")
-    sampler_steps: int = Field(12, ge=1)
-    semantic: SemanticConfig = SemanticConfig()
-    pretraining: PretrainingConfig = PretrainingConfig()
-
-    def sampling_rate(self, size: int | None) -> float:
-        """Poisson rate, from public values."""
-        return self.rate_without_size if size is None else min(1.0, self.batch / size)
-
-    def requests(self, size: int | None, *, public: bool = False) -> tuple[Request, ...]:
-        """The touches that the method asks the plan for; the semantic query only where there are public images."""
-        return (
-            *((self.semantic.request(),) if public else ()),
-            SumRequest(WARM_START, clip_norm=1.0, attempts=self.warm_attempts, share=self.warm_share),
-            self.training_request(size),
-        )
-
-    def training_request(self, size: int | None) -> TrainingRequest:
-        """The main touch."""
-        return TrainingRequest(
-            FINE_TUNING,
-            sampling_rate=self.sampling_rate(size),
-            steps=self.steps,
-            clip_norm=self.clip_norm,
-            rows=self.draws,
-            slack=rounding_slack(self.batch),
-        )
-
-
-@dataclass(frozen=True)
-class PrivImageModel:
-    """What a run releases: the averaged network, the class means it draws around, and the class models.
-
-    Attributes:
-        network: averaged weights.
-        prototypes: class means and factors.
-        sampler_steps: noise levels visited when sampling.
-        not_private: the weights come from a run with test noise.
-    """
-
-    network: UNet
-    prototypes: Prototypes
-    sampler_steps: int
-    not_private: bool
-
-    def sample(self, labels: Tensor, seed: int, hardware: Hardware, batch: int = 500) -> Iterator[Tensor]:
-        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted."""
-        generator = torch.Generator().manual_seed(seed)
-        network = self.network.to(hardware.device)
-        guides = to_bands(self.prototypes.means).to(hardware.device, memory_format=torch.channels_last)
-        for part in torch.split(labels, batch):
-            pictures = draw_pictures(network, guides, part, generator, steps=self.sampler_steps, hardware=hardware)
-            yield ((pictures + 1) * 127.5).round().to(torch.uint8).cpu()
-
-    def save(self, folder: Path) -> None:
-        """Writes `model.safetensors`; a run with test noise is NOT PRIVATE in name and metadata."""
-        state = {f"network.{name}": value.contiguous() for name, value in self.network.state_dict().items()}
-        state |= {f"prototypes.{name}": value for name, value in self.prototypes.state().items()}
-        state["sampler_steps"] = torch.tensor(self.sampler_steps)
-        shape = self.network.shape
-        facts = {"shape": repr([shape.bands, shape.guide, shape.classes, *shape.width, *shape.blocks])}
-        if self.not_private:
-            facts["privacy"] = "NOT PRIVATE"
-        write_atomic(folder / _model_name(self.not_private), save(state, facts), mode=0o600)
-
-    @classmethod
-    def load(cls, folder: Path, not_private: bool, shape: UNetShape) -> PrivImageModel:
-        """Reads what `save` wrote."""
-        state = load_file(folder / _model_name(not_private))
-        network = UNet(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
-        parts = {k.removeprefix("prototypes."): v for k, v in state.items() if k.startswith("prototypes.")}
-        return cls(network.requires_grad_(False), Prototypes(**parts), int(state["sampler_steps"]), not_private)
-
-
-def _model_name(not_private: bool) -> str:
-    return _stamped("model.safetensors", not_private)
-
-
-def _stamped(name: str, not_private: bool) -> str:
-    """The name of a file; what comes from test noise says so."""
-    return name.replace(".", "-NOT-PRIVATE.") if not_private else name
-
-
-def network_shape(config: PrivImageConfig, image: tuple[int, int, int], classes: int) -> UNetShape:
-    """The network that a configuration asks for."""
-    bands = 4 * image[0]
-    return UNetShape(bands, bands, classes, config.width, config.blocks)
 
 
 @dataclass(frozen=True)
@@ -178,7 +65,7 @@ class PublicStart:
 def fit(
     config: PrivImageConfig,
     session: Session,
-    image: tuple[int, int, int],
+    image: Image,
     classes: int,
     *,
     size: int | None,
@@ -201,17 +88,28 @@ def fit(
         public: the public images, if the plan holds a semantic query.
     """
     begun = session.latest(FINE_TUNING) is not None  # then its state holds all that came before
+    shape = config.shape(image, classes)
     weights: dict[str, Tensor] = {}
     if public is not None and not begun:
-        weights = _learn_from_public(
-            config, session, public, network_shape(config, image, classes), seed, hardware, progress
-        )
+        weights = _learn_from_public(config, session, public, shape, seed, hardware, progress)
     # 4. Warm start.
-    learner, prototypes = _start(config, session, image, classes, size, seed, hardware)
-    progress("noisy sum of the class models", 1, 1)
+    prototypes = _class_models(config, session, image, classes, size) if config.warm_share else None
+    learner = DenoisingLearner(
+        shape,
+        image,
+        guides_of(prototypes, shape),
+        Schedule(config.learning_rate, config.steps, final=config.final_rate),
+        rows=config.draws,
+        average=config.average,
+        seed=seed,
+        hardware=hardware,
+        label_dropout=config.label_dropout if classes else 0.0,
+    )
     if weights:
         learner.start_from(weights)
-    if config.warm_steps and not begun:
+    if prototypes is not None:
+        progress("noisy sum of the class models", 1, 1)
+    if prototypes is not None and config.warm_steps and not begun:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(max(classes, 1), (config.warm_steps * WARM_BATCH,), generator=generator)
         warm_up = learner.warm_up(
@@ -231,20 +129,22 @@ def fit(
     ):
         progress("private training", step, touch.steps)
     # 6. Sampling is the model's.
-    return PrivImageModel(learner.averaged, prototypes, config.sampler_steps, not session.noise.private)
+    return PrivImageModel(
+        learner.averaged, image, prototypes, config.sampler.sampler(), config.mixed, not session.noise.private
+    )
 
 
 def _learn_from_public(
     config: PrivImageConfig,
     session: Session,
     public: PublicStart,
-    shape: UNetShape,
+    shape: Shape,
     seed: int,
     hardware: Hardware,
     progress: Progress,
 ) -> dict[str, Tensor]:
     """Weights of the network after its public lessons; those of an interrupted run if it had finished them."""
-    pretrained = public.folder / _stamped("pretrained.safetensors", not session.noise.private)
+    pretrained = public.folder / stamped("pretrained.safetensors", not session.noise.private)
     if pretrained.exists():
         return load_file(pretrained)
     images = public.read()
@@ -266,7 +166,7 @@ def _learn_from_public(
     progress(QUERY, 1, 1)
     # 2. Selection.
     chosen = model.choose(config.semantic, votes)
-    _keep_selection(public.folder / _stamped(SELECTION, not session.noise.private), model, votes, chosen)
+    _keep_selection(public.folder / stamped(SELECTION, not session.noise.private), model, votes, chosen)
     # 3. Pretraining.
     examples = chosen_examples(config.pretraining, images.pixels, model.labels, chosen, shape.classes > 0, seed)
     weights: dict[str, Tensor] = {}
@@ -296,32 +196,16 @@ def read_selection(folder: Path, not_private: bool) -> Selection:
 
     Empty where there was no query.
     """
-    file = folder / _stamped(SELECTION, not_private)
+    file = folder / stamped(SELECTION, not_private)
     return json.loads(file.read_text())["chosen"] if file.exists() else {}
 
 
-def _start(
-    config: PrivImageConfig,
-    session: Session,
-    image: tuple[int, int, int],
-    classes: int,
-    size: int | None,
-    seed: int,
-    hardware: Hardware,
-) -> tuple[DenoisingLearner, Prototypes]:
-    """The class models from the noisy sum, and a learner that knows the class means."""
+def _class_models(
+    config: PrivImageConfig, session: Session, image: Image, classes: int, size: int | None
+) -> Prototypes:
+    """The class models from the noisy sum."""
     layout = Layout(image, max(classes, 1))
     noisy = session.noisy_sum(WARM_START, layout.vectors, (layout.classes, layout.block))
     multiplier = session.touch(WARM_START, SumTouch).noise_multiplier
     floor = 0.1 * size / layout.classes if size else 10.0
-    prototypes = read_prototypes(noisy, layout, multiplier, floor)
-    learner = DenoisingLearner(
-        network_shape(config, image, classes),
-        to_bands(prototypes.means),
-        Schedule(config.learning_rate, config.steps),
-        rows=config.draws,
-        average=config.average,
-        seed=seed,
-        hardware=hardware,
-    )
-    return learner, prototypes
+    return read_prototypes(noisy, layout, multiplier, floor)

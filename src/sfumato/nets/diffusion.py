@@ -1,8 +1,9 @@
-"""Diffusion after Karras et al. 2022 ("EDM"): preconditioning, training loss and samplers, on Haar bands."""
+"""Diffusion after Karras et al. 2022 ("EDM"): preconditioning, training loss and samplers, on pixels or Haar bands."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,37 +53,68 @@ def noise_levels(steps: int, lowest: float, highest: float, bend: float = 7.0) -
     return torch.cat((levels, torch.zeros(1, dtype=torch.float64))).float()
 
 
+class Sampler(NamedTuple):
+    """Constants of sampling (EDM, algorithm 2); without churn it is deterministic but for its start.
+
+    Attributes:
+        steps: noise levels visited; the network is called `2 steps - 1` times, twice that with guidance.
+        lowest: last positive noise level.
+        highest: first noise level.
+        churn: noise added anew over all steps, relative to the level (S_churn); 0 for the deterministic sampler.
+        churn_from: lowest level at which noise is added.
+        churn_to: highest such level.
+        guidance: how far estimates move from "no label" beyond the label's (Ho and Salimans 2022); 0 for none.
+    """
+
+    steps: int = 18
+    lowest: float = 0.02
+    highest: float = 40.0
+    churn: float = 0.0
+    churn_from: float = 0.0
+    churn_to: float = math.inf
+    guidance: float = 0.0
+
+
 @torch.inference_mode()
 def sample(
     denoiser: Denoiser,
     start: Tensor,
     labels: Tensor | None,
     guide: Tensor | None,
-    *,
-    steps: int = 18,
-    lowest: float = 0.02,
-    highest: float = 40.0,
+    sampler: Sampler,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Deterministic second-order sampler (Heun's method on the probability-flow ODE; EDM algorithm 1).
+    """Second-order sampler (Heun's method on the probability-flow ODE; EDM algorithms 1 and 2).
 
     Args:
         denoiser: the trained denoiser.
         start: standard normal draws `(N, C, h, w)`.
-        labels: `(N,)` or None.
+        labels: `(N,)` or None; guidance needs them.
         guide: `(N, G, h, w)` or None.
-        steps: noise levels visited; the network is called `2 steps - 1` times.
-        lowest: last positive noise level.
-        highest: first noise level.
+        sampler: constants.
+        generator: of the noise that churn adds.
 
     Returns:
-        Clean bands `(N, C, h, w)`.
+        Clean pictures or bands `(N, C, h, w)`.
     """
-    levels = noise_levels(steps, lowest, highest).to(start.device)
+
+    def estimate(x: Tensor, level: Tensor) -> Tensor:
+        levels = level.expand(len(x))
+        clean = denoiser(x, levels, labels, guide)
+        if sampler.guidance and labels is not None:
+            clean = clean + sampler.guidance * (clean - denoiser(x, levels, torch.full_like(labels, -1), guide))
+        return clean
+
+    levels = noise_levels(sampler.steps, sampler.lowest, sampler.highest).to(start.device)
+    stir = min(sampler.churn / sampler.steps, math.sqrt(2) - 1)
     x = start * levels[0]
     for now, then in itertools.pairwise(levels):
-        slope = (x - denoiser(x, now.expand(len(x)), labels, guide)) / now
+        if stir and sampler.churn_from <= float(now) <= sampler.churn_to:
+            fresh = torch.randn(x.shape, generator=generator).to(x.device)
+            x, now = x + now * math.sqrt((1 + stir) ** 2 - 1) * fresh, now * (1 + stir)
+        slope = (x - estimate(x, now)) / now
         euler = x + (then - now) * slope
         if then > 0:
-            slope = (slope + (euler - denoiser(euler, then.expand(len(x)), labels, guide)) / then) / 2
+            slope = (slope + (euler - estimate(euler, then)) / then) / 2
         x = x + (then - now) * slope
     return x
