@@ -1,0 +1,150 @@
+"""PrivImage on Fashion-MNIST: 60,000 private records, delta 1e-5, 60,000 synthetic images, four classifiers.
+
+    python bench/fashion_mnist.py --epsilon 1 --minutes 40
+
+Training goes on over as many cells as it needs; a cell that is cut off costs the run the step it was at, as any kill
+does. Everything lies in `bench/work/`, apart from the results. The epsilon is that of the run's statement.
+
+Last line: {"epsilon": .., "minutes": .., "logistic": .., "mlp": .., "cnn": .., "wrn": .., "mean": .., "max": ..,
+"real": .., "frechet": ..}. Accuracies are of the real test images, from one run; `mean` and `max` are over the four
+classifiers; `real` is the CNN's on real images (bench/yardstick.py); `frechet` is between 10,000 synthetic and the
+10,000 test images in the features of `efficientnet-lite0`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cells import RESULTS, run
+
+from sfumato.data.datasets import fetch
+from sfumato.measure.features import load_embedder
+from sfumato.measure.frechet import frechet_distance
+from sfumato.measure.recipes import CLASSIFIERS
+from sfumato.measure.utility import evaluate, read_folder
+
+WORK = Path(__file__).parent / "work"
+PUBLIC = ("openclipart", "glyphs", "shapes")
+PART = 35 * 60  # seconds of training in one cell
+FRECHET_IMAGES = 10_000
+
+
+def place(options: argparse.Namespace) -> Path:
+    """Folder of one run; release, run folder and ledger lie in it."""
+    public = "public" if options.public else "alone"
+    return WORK / f"fashion-mnist-{options.epsilon:g}-{options.minutes:g}-{public}-{options.number}"
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Starts the run or goes on with it, for at most `PART` seconds."""
+    folder = place(options)
+    release, run_folder = folder / "release", folder / "release.run"
+    data = fetch_all(options)
+    began = time.monotonic()
+    if (run_folder / "run.json").exists():
+        command = ["resume", str(run_folder)]
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            *("synthesize", str(data / "train"), str(release), "--dataset", "fashion-mnist-bench"),
+            *("--ledger", str(folder / "ledger.jsonl"), "--method", "privimage", "--epsilon", f"{options.epsilon:g}"),
+            *("--delta", "1e-5", "--public-size", "60000", "--classes-are-public", "--count", "60000"),
+            *("--minutes", f"{options.minutes:g}", "--public-ground", "dark"),
+            *(word for name in PUBLIC if options.public for word in ("--public", str(WORK / "data" / name))),
+            *(("--config", str(options.config)) if options.config else ()),
+        ]
+    process = subprocess.Popen([sys.executable, "-m", "sfumato", *command])
+    try:
+        process.wait(PART)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    if process.returncode not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
+        sys.exit(f"sfumato {command[0]} failed with {process.returncode}")
+    return {"seconds": round(time.monotonic() - began, 1), "finished": (run_folder / "DONE").exists()}
+
+
+def fetch_all(options: argparse.Namespace) -> Path:
+    """Brings what the run reads; returns the folder of Fashion-MNIST."""
+    for name in PUBLIC if options.public else ():
+        if not (WORK / "data" / name / "SOURCE.json").exists():
+            fetch(name, WORK / "data" / name)
+    fetch("fashion-mnist", WORK / "data" / "fashion-mnist")
+    return WORK / "data" / "fashion-mnist"
+
+
+def classify(options: argparse.Namespace, classifier: str) -> dict[str, Any]:
+    """Trains on the release, tests on the real test images."""
+    found = evaluate(released(options), fetch_all(options) / "test", classifier)  # type: ignore[arg-type]
+    return {"accuracy": found.accuracy, "per_class": found.per_class, "training_seconds": round(found.seconds, 1)}
+
+
+def distance(options: argparse.Namespace) -> dict[str, Any]:
+    """Frechet distance of equal numbers of images, and the statement's epsilon."""
+    release = released(options)
+    embedder = load_embedder("efficientnet-lite0")
+    features = []
+    for folder in (fetch_all(options) / "test", release):
+        pixels = read_folder(folder)[0]
+        chosen = np.random.default_rng(0).permutation(len(pixels))[:FRECHET_IMAGES]
+        features.append(embedder.embed_images(pixels[chosen]))
+    statement = json.loads((release / "privacy.json").read_text())
+    return {"frechet": frechet_distance(*features).distance, "epsilon": statement["epsilon"]}
+
+
+def released(options: argparse.Namespace) -> Path:
+    """The release, if the run is done."""
+    release = place(options) / "release"
+    if not (release / "DONE").exists():
+        sys.exit("the run is not finished: measure its training cells first, more of them with --parts")
+    return release
+
+
+def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
+    """Parts of the training, one a classifier, the distance."""
+    name = place(options).name
+    table: dict[str, Callable[[], Any]] = {
+        f"{name} train {part}": partial(train, options) for part in range(1, options.parts + 1)
+    }
+    table |= {f"{name} {classifier}": partial(classify, options, classifier) for classifier in CLASSIFIERS}
+    return table | {f"{name} frechet": partial(distance, options)}
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """One line from the cells of one run."""
+    by_kind = {name.rpartition(" ")[2]: cell for name, cell in found.items()}
+    accuracies = {name: round(by_kind[name]["accuracy"], 4) for name in CLASSIFIERS if name in by_kind}
+    seconds = sum(cell["seconds"] for name, cell in found.items() if " train " in name)
+    real = RESULTS / "yardstick.json"
+    line: dict[str, Any] = {"minutes": round(seconds / 60, 1), **accuracies}
+    if accuracies:
+        line |= {
+            "mean": round(sum(accuracies.values()) / len(accuracies), 4),
+            "max": max(accuracies.values()),
+        }
+    if real.exists():
+        line["real"] = round(json.loads(real.read_text())["cnn"]["result"]["accuracy"], 4)
+    if "frechet" in by_kind:
+        line = {"epsilon": by_kind["frechet"]["epsilon"], **line, "frechet": round(by_kind["frechet"]["frechet"], 3)}
+    return line
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epsilon", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=40.0, help="that the run plans for")
+    parser.add_argument("--number", type=int, default=1, help="of the run, where there are several")
+    parser.add_argument("--parts", type=int, default=2, help="cells of training")
+    parser.add_argument("--no-public", dest="public", action="store_false", help="without public images")
+    parser.add_argument("--config", type=Path, help="further settings of the run")
+    run("fashion_mnist", cells, summary, settings={"data": "fashion-mnist", "delta": 1e-5}, parser=parser)
