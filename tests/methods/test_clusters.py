@@ -40,3 +40,14 @@ def test_more_groups_than_different_pictures() -> None:
 def test_small_versions() -> None:
     assert small_versions(np.full((2, 3, 40, 8), 255, np.uint8)).shape == (2, 16 * 8)
     assert float(small_versions(np.full((1, 1, 28, 28), 255, np.uint8)).min()) == 1.0
+
+
+def test_an_embedder_decides_what_is_alike() -> None:
+    """Features that see the picture's number only: neighbours in number are together, whatever they show."""
+    found, _ = pictures(40)
+
+    def embed(pixels: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        angle = np.arange(len(pixels)) // 20 * 2.0
+        return np.stack((np.cos(angle), np.sin(angle)), axis=1).astype(np.float32) * 7
+
+    assert cluster(found, 2, 0, embed)[[0, 19, 20, 39]].tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])

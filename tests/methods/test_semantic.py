@@ -157,8 +157,9 @@ def test_what_decides_a_classifier_is_in_its_name() -> None:
         cache_name(config, ["x"], 1),
         cache_name(SemanticConfig(steps=7), ["x"], 0),
         cache_name(SemanticConfig(clusters=7), ["x"], 0),
+        cache_name(SemanticConfig(space="efficientnet-lite0"), ["x"], 0),
     }
-    assert len(names) == 5
+    assert len(names) == 6
     assert cache_name(SemanticConfig(votes=2, share=0.1), ["x"], 0) in names
 
 

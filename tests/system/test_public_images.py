@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.small_set import CLASSES, SMALL, draw_folder, plan_of, settings
 
 import sfumato as sf
@@ -78,6 +79,9 @@ def test_a_whole_run(private: Path, public: Path, tmp_path: Path) -> None:
     kept = json.loads((begun.folder / "selection.json").read_text())
     assert kept["public_classes"] == list(CLASSES)
     assert [len(row) for row in kept["noisy_votes"]] == [3, 3, 3]
+    with Image.open(begun.folder / "selection.png") as sheet:
+        assert sheet.width > 16 * 16
+        assert sheet.height > 3 * 16
     page = (out / "report.html").read_text()
     assert "Public images that came first" in page
     assert METHODS["privimage"] in page
@@ -137,7 +141,7 @@ def test_test_noise_is_stamped(private: Path, public: Path, tmp_path: Path) -> N
     begun = start(private, public, tmp_path)
     run.train(begun, noise=TestNoise())
     names = {file.name for file in begun.folder.iterdir()}
-    assert {"selection-NOT-PRIVATE.json", "pretrained-NOT-PRIVATE.safetensors"} <= names
+    assert {"selection-NOT-PRIVATE.json", "selection-NOT-PRIVATE.png", "pretrained-NOT-PRIVATE.safetensors"} <= names
     assert not {"selection.json", "pretrained.safetensors"} & names
     assert b"NOT PRIVATE" in (begun.folder / "pretrained-NOT-PRIVATE.safetensors").read_bytes()
     # Nothing hides the truth now: each class resembles itself most.

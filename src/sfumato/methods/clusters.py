@@ -1,12 +1,17 @@
-"""Groups of public pictures that look alike: k-means on small grey versions. Public data only."""
+"""Groups of public pictures that look alike: k-means on small grey versions, or on embeddings. Public data only."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Pictures `(N, C, H, W)` to vectors `(N, d)`."""
 
 SIDE = 16  # pixels of the small versions
 ROUNDS = 25
@@ -25,19 +30,25 @@ def small_versions(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.cat(parts).flatten(1) / 127.5 - 1
 
 
-def cluster(pixels: NDArray[np.uint8], number: int, seed: int) -> NDArray[np.int64]:
+def cluster(
+    pixels: NDArray[np.uint8],
+    number: int,
+    seed: int,
+    embed: Embed | None = None,
+) -> NDArray[np.int64]:
     """k-means (Lloyd 1982) from a k-means++ start (Arthur and Vassilvitskii 2007).
 
     Args:
         pixels: public pictures, uint8 `(N, C, H, W)`.
         number: clusters wanted, at least 1.
         seed: public.
+        embed: gives the vectors `(N, d)` whose directions are compared; None compares small grey versions.
 
     Returns:
         Cluster of each picture, int64 `(N,)`. Clusters are numbered from 0 without gaps; there are fewer than `number`
         only if the pictures are not different enough.
     """
-    points = small_versions(pixels)
+    points = small_versions(pixels) if embed is None else F.normalize(torch.from_numpy(embed(pixels)), dim=1)
     generator = torch.Generator().manual_seed(seed)
     centres = points[torch.randint(len(points), (1,), generator=generator)]
     far = (points - centres).square().sum(1)

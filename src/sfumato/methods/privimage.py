@@ -14,9 +14,11 @@ Without public images the method begins at 4.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from sfumato._files import write_atomic, write_json
 from sfumato.data.public import PublicSet
+from sfumato.data.release import contact_sheet
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import DenoisingLearner, Image, Schedule, Shape
 from sfumato.methods.pretraining import chosen_examples, pretrain
@@ -166,7 +169,7 @@ def _learn_from_public(
     progress(QUERY, 1, 1)
     # 2. Selection.
     chosen = model.choose(config.semantic, votes)
-    _keep_selection(public.folder / stamped(SELECTION, not session.noise.private), model, votes, chosen)
+    _keep_selection(public.folder, not session.noise.private, model, votes, chosen, images.pixels)
     # 3. Pretraining.
     examples = chosen_examples(config.pretraining, images.pixels, model.labels, chosen, shape.classes > 0, seed)
     weights: dict[str, Tensor] = {}
@@ -180,15 +183,40 @@ def _learn_from_public(
 
 
 SELECTION = "selection.json"
+SHOWN = 16
+"""Public pictures a row of the sheet."""
+
 Selection = dict[str, list[tuple[str, int]]]
 
 
-def _keep_selection(file: Path, model: SemanticModel, votes: NDArray[np.int64], chosen: NDArray[np.int64]) -> None:
+def _keep_selection(
+    folder: Path,
+    not_private: bool,
+    model: SemanticModel,
+    votes: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    pixels: NDArray[np.uint8],
+) -> None:
+    """Writes what was chosen, in words and as a sheet: one row a private class, public pictures in turn."""
     named: Selection = {
         str(number): [(model.classes[public], int(votes[number, public])) for public in row]
         for number, row in enumerate(chosen.tolist())
     }
-    write_json(file, {"public_classes": model.classes, "noisy_votes": votes.tolist(), "chosen": named}, mode=0o600)
+    facts = {"public_classes": model.classes, "noisy_votes": votes.tolist(), "chosen": named}
+    write_json(folder / stamped(SELECTION, not_private), facts, mode=0o600)
+    shown = [_in_turn([np.flatnonzero(model.labels == public) for public in row], SHOWN) for row in chosen.tolist()]
+    rows = np.repeat(np.arange(len(shown)), list(map(len, shown)))
+    names = [", ".join(model.classes[public] for public in row) for row in chosen.tolist()]
+    data = BytesIO()
+    shown_pixels = pixels[np.concatenate(shown)]
+    contact_sheet(shown_pixels, rows, rows=len(shown), columns=SHOWN, classes=names).save(data, "PNG")
+    write_atomic(folder / stamped("selection.png", not_private), data.getvalue(), mode=0o600)
+
+
+def _in_turn(members: list[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
+    """The first of each, then the second of each, and so on."""
+    turns = itertools.zip_longest(*members)
+    return np.array([one for turn in turns for one in turn if one is not None][:count], dtype=np.int64)
 
 
 def read_selection(folder: Path, not_private: bool) -> Selection:

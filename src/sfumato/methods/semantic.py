@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from sfumato._files import write_atomic
 from sfumato.data.public import PublicSet
 from sfumato.errors import UserError
 from sfumato.hardware import Hardware
-from sfumato.methods.clusters import cluster
+from sfumato.methods.clusters import Embed, cluster
 from sfumato.methods.selection import Rule, classes_kept, select
 from sfumato.nets.classifier import ConvNet
 from sfumato.privacy.histogram import ABSTAIN
@@ -37,7 +37,7 @@ from sfumato.privacy.records import Rows
 QUERY = "semantic query"
 BATCH = 128  # pictures a step of the classifier's training
 CLOSE = 1e-4  # relative margin below which a ballot is decided in float64, far above the rounding errors of float32
-_VERSION = "1"  # of the recipe, in the name of what is cached
+_VERSION = "2"  # of the recipe, in the name of what is cached
 
 
 class SemanticConfig(BaseModel):
@@ -50,6 +50,7 @@ class SemanticConfig(BaseModel):
         kept: share of the public classes that are chosen, over all private classes together.
         rule: how they are chosen, see `selection.select`.
         clusters: k-means groups of the pictures in place of labels; None takes them only where labels are missing.
+        space: where pictures are grouped: "pixels" of small grey versions, or the features of a model of the zoo.
         steps: of the classifier's training.
         rate: its learning rate.
     """
@@ -62,6 +63,7 @@ class SemanticConfig(BaseModel):
     kept: float = Field(0.4, gt=0, le=1)
     rule: Rule = "best"
     clusters: int | None = Field(None, ge=2, le=10_000)
+    space: Literal["pixels", "efficientnet-lite0"] = "pixels"
     steps: int = Field(300, ge=1)
     rate: float = Field(2e-3, gt=0)
 
@@ -81,6 +83,18 @@ class SemanticConfig(BaseModel):
                 f"There are {private} private classes and only {public} public ones; let private classes share them "
                 "(privimage.semantic.rule: overlapping), or set more public classes (privimage.semantic.clusters)."
             )
+
+    def embed(self) -> Embed | None:
+        """The features in which pictures are grouped; None for small grey versions.
+
+        Raises:
+            UserError: the model has not been pulled.
+        """
+        if self.space == "pixels":
+            return None
+        from sfumato.pretrained.zoo import load_image_embedder
+
+        return load_image_embedder(self.space).embed_images
 
 
 DEFAULT_CLUSTERS = 100
@@ -191,7 +205,7 @@ def semantic_model(
     if found is None or len(found.labels) != len(public.pixels):
         labels = public.labels
         if labels is None or clustered:
-            labels = cluster(public.pixels, config.clusters or DEFAULT_CLUSTERS, seed)
+            labels = cluster(public.pixels, config.clusters or DEFAULT_CLUSTERS, seed, config.embed())
         names = known or _cluster_names(labels)
         network = _trained(config, public.pixels, labels, len(names), seed, hardware, progress)
         found = SemanticModel(network, labels, names)
@@ -204,7 +218,7 @@ def semantic_model(
 
 def cache_name(config: SemanticConfig, facts: Any, seed: int) -> str:
     """File name of a classifier in a cache, from everything that decides it (`facts`: identities, shape and so on)."""
-    settings = config.model_dump(mode="json", include={"clusters", "steps", "rate"})
+    settings = config.model_dump(mode="json", include={"clusters", "space", "steps", "rate"})
     text = json.dumps([_VERSION, settings, facts, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32] + ".safetensors"
 
