@@ -60,7 +60,7 @@ def place(module: nn.Module) -> tuple[Layer, Places]:
 
 def gradients(module: nn.Module, reading: Reading, rows: int) -> dict[str, Tensor]:
     """Every record's gradient, `(R, *shape)`: autograd in double precision, record by record."""
-    exact = _double(module)
+    exact = _double(module).requires_grad_()
     found: dict[str, list[Tensor]] = {key: [] for key, _ in exact.named_parameters(recurse=False)}
     for record in range(len(reading.activation) // rows):
         part = slice(record * rows, (record + 1) * rows)

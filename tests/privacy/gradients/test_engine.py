@@ -219,6 +219,27 @@ def test_half_precision_matches_products_of_the_same_values(
         assert distance(found, right) < 1e-5
 
 
+@pytest.mark.parametrize("small", [0, 2**18])
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
+def test_only_weights_or_only_biases_train(
+    setting: tuple[str, str], kind: str, trained: str, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of which a part is frozen: the kernels are told where the other part goes, and that this one goes nowhere."""
+    precision = of_settings(setting, monkeypatch)
+    monkeypatch.setattr(engine, "_SMALL", small)
+    model, losses = model_and_losses(kind, 10, 1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(trained))
+    found_by = ClippedGradients(model, Clipping(1e-3, "flat"), rows=2, precision=precision)  # type: ignore[arg-type]
+    found = summed(found_by, lambda: losses(slice(None)), everyone(5))
+    right, norms = exact(found_by, losses, 5)
+    assert set(found) == {name for name, _ in model.named_parameters() if name.endswith(trained)}
+    assert float(norms.min()) > 0
+    assert distance(found, right) < (1e-5 if precision == "fp32" else 1e-2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
 def test_no_record_of_any_model_passes_the_clip_norm(

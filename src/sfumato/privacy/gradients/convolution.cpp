@@ -79,6 +79,7 @@ void instantiate(int level, const Layer &layer, int64_t record, int64_t rows, fl
         pack_activation(layer, shape, activation + image * in * (layer.activation_is_float ? 4 : 2),
                         b + row * shape.image_b);
     }
+    if (layer.weight_at < 0) return;
     const int64_t stride = int64_t(layer.kernel_h) * layer.kernel_w * layer.channels;
     for (int ky = 0; ky < layer.kernel_h; ky++)
         for (int kx = 0; kx < layer.kernel_w; kx++) {

@@ -267,7 +267,7 @@ class ClippedGradients:
             return "compiled embedding"
         if self._level and reading.gradient.dtype == torch.bfloat16:
             plain = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-            if plain and self._length <= _SMALL:
+            if plain and "weight" in layer.trained and self._length <= _SMALL:
                 return "compiled"
             if isinstance(module, nn.Linear):
                 return "compiled linear"
