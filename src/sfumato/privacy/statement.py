@@ -26,6 +26,11 @@ NOT_COVERED = (
 )
 
 
+_TRAINING_NOISE = (
+    " Training noise is floating point, each value a sum of four draws from the kernel's cryptographic generator."
+)
+
+
 @dataclass(frozen=True)
 class PrivacyStatement:
     """The guarantee of one run.
@@ -89,8 +94,8 @@ class PrivacyStatement:
             *(_touch_sentence(touch) for touch in plan.touches),
             f"Accounting: privacy loss distributions at interval {plan.interval:g}, pessimistic, by dp-accounting "
             f"{plan.accountant_version}; claimed is the larger of what was planned and what was executed.",
-            "The theorem holds for exact arithmetic. Histograms and sums are sampled exactly; training noise is "
-            "floating point, each value a sum of four draws from the kernel's cryptographic generator.",
+            "The theorem holds for exact arithmetic. Histograms and sums are sampled exactly."
+            + (_TRAINING_NOISE if any(isinstance(touch, TrainingTouch) for touch in plan.touches) else ""),
         ]
         if plan.declared_size is not None:
             texts.append(
