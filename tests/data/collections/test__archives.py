@@ -78,13 +78,14 @@ def test_links_and_folders_are_left_out() -> None:
         deb(lzma.compress(b"no tar" * 100)),
         b"!<arch>\n" + b"x" * 60,
     ],
+    ids=range(7),  # times are written into archives
 )
 def test_packages_that_cannot_be_read_are_refused(package: bytes) -> None:
     with pytest.raises(ValueError, match="Debian package"):
         read(deb_members, package)
 
 
-@pytest.mark.parametrize("package", [b"", b"no gzip", tgz({"a": bytes(3000)})[:-30]])
+@pytest.mark.parametrize("package", [b"", b"no gzip", tgz({"a": bytes(3000)})[:-30]], ids=["empty", "plain", "cut"])
 def test_npm_packages_that_cannot_be_read_are_refused(package: bytes) -> None:
     with pytest.raises(ValueError, match="npm package"):
         read(npm_members, package, 10**6)
