@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sfumato.api import PrivateImages, PrivImage, load, release
+    from sfumato.api import SPTI, PrivateEvolution, PrivateImages, PrivImage, Spectral, load, release
     from sfumato.data.public import PublicImages
     from sfumato.errors import InternalError, PrivacyRefusal, SfumatoError, UserError
 
 _HOMES = {
     "PrivImage": "sfumato.api",
+    "PrivateEvolution": "sfumato.api",
     "PrivateImages": "sfumato.api",
     "PublicImages": "sfumato.data.public",
+    "SPTI": "sfumato.api",
+    "Spectral": "sfumato.api",
     "load": "sfumato.api",
     "release": "sfumato.api",
     "InternalError": "sfumato.errors",
@@ -27,12 +30,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "SPTI",
     "InternalError",
     "PrivImage",
     "PrivacyRefusal",
+    "PrivateEvolution",
     "PrivateImages",
     "PublicImages",
     "SfumatoError",
+    "Spectral",
     "UserError",
     "__version__",
     "load",

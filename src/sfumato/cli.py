@@ -17,6 +17,7 @@ from sfumato import __version__
 from sfumato.cli_data import data_app
 from sfumato.cli_evaluate import evaluate
 from sfumato.cli_models import models_app
+from sfumato.cli_pictures import caption, draw
 from sfumato.errors import SfumatoError, UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ app.add_typer(models_app, name="models")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 PrivateDir = Annotated[Path, typer.Argument(help="Folder of private images (class sub-folders or metadata.jsonl).")]
 Dataset = Annotated[str | None, typer.Option(help="Name of the private data set; its budget is kept under this name.")]
-Method = Annotated[Literal["privimage"] | None, typer.Option(help="How the images are made.")]
+Method = Annotated[
+    Literal["privimage", "spti", "private-evolution", "spectral"] | None,
+    typer.Option(help="How the images are made.  [default: privimage]", show_default=False),
+]
 Epsilon = Annotated[float | None, typer.Option(help="Privacy budget: above 0, at most 100; 1 is strong, 10 is weak.")]
 Delta = Annotated[float | None, typer.Option(help="Below 1 / public size.  [default: 1e-6]", show_default=False)]
 UnitOption = Annotated[Literal["image", "person"] | None, typer.Option(help="What is protected.  [default: image]")]
@@ -52,8 +56,10 @@ ClassesArePublic = Annotated[
     bool, typer.Option("--classes-are-public", help="Declare the names of the private sub-folders to be public.")
 ]
 Count = Annotated[int | None, typer.Option(help="Images to make.  [default: 10000]")]
-Size = Annotated[str | None, typer.Option(help="Height x width of the images, such as 28x28.  [default: 28x28]")]
-Channels = Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).  [default: 1]")]
+Size = Annotated[
+    str | None, typer.Option(help="Height x width of the images, such as 28x28.  [default: 28x28; others: 64x64]")
+]
+Channels = Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).  [default: 1; others: 3]")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of the settings.")]
 RunDir = Annotated[
     Path | None, typer.Option(help="Private folder of the run.  [default: RELEASE_DIR.run]", show_default=False)
@@ -70,6 +76,10 @@ Public = Annotated[
 PublicGround = Annotated[
     Literal["any", "dark", "light"] | None,
     typer.Option(help="Invert public pictures that are not on this ground.  [default: any]", show_default=False),
+]
+AllowPrivateTo = Annotated[
+    list[str] | None,
+    typer.Option("--allow-private-to", help="HOST[:PORT] of a model server that you trust with private images."),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 
@@ -104,6 +114,7 @@ def synthesize(
     minutes: Minutes = None,
     public: Public = None,
     public_ground: PublicGround = None,
+    allow_private_to: AllowPrivateTo = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -149,6 +160,7 @@ def forecast(
     minutes: Minutes = None,
     public: Public = None,
     public_ground: PublicGround = None,
+    allow_private_to: AllowPrivateTo = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -161,10 +173,21 @@ def forecast(
         sfumato forecast clinic/ --dataset clinic-2026 --epsilon 1 --public-size 30000 --classes healthy,ill
     """
     from sfumato import forecast as forecasting
+    from sfumato.config import EVOLUTION
     from sfumato.hardware import choose_hardware
 
     resolved = _resolve(_settings(locals()), private_dir, classes_are_public, config)
-    found = forecasting.forecast(resolved, choose_hardware(device))
+    found: Any
+    if resolved.method in EVOLUTION:
+        from sfumato.forecast_evolution import forecast_evolution
+
+        found = forecast_evolution(resolved)
+    elif resolved.method == "spectral":
+        from sfumato.forecast_spectral import forecast_spectral
+
+        found = forecast_spectral(resolved, choose_hardware(device))
+    else:
+        found = forecasting.forecast(resolved, choose_hardware(device))
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
 
 
@@ -240,6 +263,8 @@ def verify(
 
 
 app.command()(evaluate)
+app.command()(draw)
+app.command()(caption)
 
 
 @app.command()
@@ -335,6 +360,8 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if given["classes"] is not None:
         settings["classes"] = [name.strip() for name in given["classes"].split(",")]
         settings["classes_origin"] = "listed"
+    if given["allow_private_to"]:
+        settings["allow_private_to"] = list(given["allow_private_to"])
     image: dict[str, Any] = {}
     if given["size"] is not None:
         try:

@@ -12,8 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sfumato.data.decode import ImageSpec
 from sfumato.data.public import Fit, Ground, PublicImages
 from sfumato.errors import UserError
+from sfumato.methods.evolution_settings import PrivateEvolutionConfig, SPTIConfig
 from sfumato.methods.privimage_settings import PrivImageConfig
+from sfumato.methods.spectral_settings import SpectralConfig
 from sfumato.privacy.ledger import Ledger
+
+EVOLUTION = ("spti", "private-evolution")
+"""Methods that train nothing: candidates evolve by votes."""
 
 
 class ImageConfig(BaseModel):
@@ -69,13 +74,14 @@ class RunConfig(BaseModel):
         ledger: path of the ledger instead of the user's own.
         image: public shape.
         public: public images, or None.
-        privimage: settings of the method.
+        allow_private_to: hosts besides this machine that models may be asked at about private images.
+        privimage: settings of the method of that name, and so on; those of the other methods are not used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str
-    method: Literal["privimage"] = "privimage"
+    method: Literal["privimage", "spti", "private-evolution", "spectral"] = "privimage"
     epsilon: float
     delta: float = 1e-6
     unit: Literal["image", "person"] = "image"
@@ -88,7 +94,11 @@ class RunConfig(BaseModel):
     ledger: str | None = None
     image: ImageConfig = ImageConfig()
     public: PublicConfig | None = None
+    allow_private_to: tuple[str, ...] = ()
     privimage: PrivImageConfig = PrivImageConfig()
+    spti: SPTIConfig = SPTIConfig()
+    private_evolution: PrivateEvolutionConfig = PrivateEvolutionConfig()
+    spectral: SpectralConfig = SpectralConfig()
 
     @field_validator("epsilon", "delta")
     @classmethod
@@ -102,6 +112,29 @@ class RunConfig(BaseModel):
     def _well_named(cls, value: str) -> str:
         Ledger.open(value)
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _comparing_shape(cls, values: Any) -> Any:
+        """Candidates are compared, and scales cut, in colour at the size of small drawings, if nothing else is said."""
+        if isinstance(values, dict) and values.get("method") in (*EVOLUTION, "spectral"):
+            image = values.get("image") or {}
+            if isinstance(image, dict):
+                return values | {"image": {"height": 64, "width": 64, "channels": 3} | image}
+        return values
+
+    @model_validator(mode="after")
+    def _method_uses_it(self) -> RunConfig:
+        if self.method in EVOLUTION:
+            if self.minutes is not None:
+                raise ValueError(f"minutes fixes how long a method trains, and {self.method} does not train")
+            if self.public is not None:
+                raise ValueError(f"{self.method} does not learn from public images; leave out public")
+        if self.method == "spectral":
+            if self.public is None:
+                raise ValueError("spectral learns its tokens from public images; give a folder of them with --public")
+            self.spectral.check(self.image.spec().shape)
+        return self
 
     @model_validator(mode="after")
     def _distinct_classes(self) -> RunConfig:
@@ -163,4 +196,6 @@ def _sentence(problem: Any) -> str:
             return f"'{name}' is not a setting."
         case _:
             message = problem["msg"].removeprefix("Value error, ")
+            if not problem["loc"]:  # of settings that do not go together: the message names them
+                return f"{message[0].upper()}{message[1:]}."
             return f"'{name}' cannot be {problem['input']!r}: {message[0].lower()}{message[1:]}."

@@ -12,35 +12,26 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
-
 from sfumato._files import write_json
-from sfumato._home import home
 from sfumato.config import RunConfig, validated
 from sfumato.data.folder import ImageFolder
-from sfumato.data.public import PublicIdentity, PublicSet, to_facts
 from sfumato.data.release import Provenance, Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.hardware import Hardware, choose_hardware, keep_freed_memory
-from sfumato.methods import privimage
-from sfumato.methods.privimage import PublicStart, read_selection
-from sfumato.methods.privimage_model import PrivImageModel
-from sfumato.methods.semantic import public_classes
 from sfumato.privacy.ledger import Charge, Ledger
 from sfumato.privacy.noise import Noise
 from sfumato.privacy.plan import Plan
 from sfumato.privacy.records import PrivateRecords, record_key
 from sfumato.privacy.session import Session
 from sfumato.privacy.statement import PrivacyStatement
-
-Report = Callable[[str, int, int | None], None]
-"""Told (stage, steps done, steps in all or None); only numbers that are public or expected go through it."""
+from sfumato.workflows import Report as Report
+from sfumato.workflows import Work, workflow
 
 RDP_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
@@ -51,9 +42,15 @@ def silent(stage: str, done: int, of: int | None) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what it holds."""
+    """A run folder and what it holds.
+
+    Attributes:
+        folder: the run folder.
+        models: the user's own model objects, by the name of their setting; not kept in the folder.
+    """
 
     folder: Path
+    models: Mapping[str, Any] = field(default_factory=dict)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -88,6 +85,11 @@ class Run:
         return Ledger.open(self.config.dataset, self.config.ledger)
 
     @property
+    def work(self) -> Work:
+        """The run as its method's workflow sees it."""
+        return Work(self.folder, self.config, self.facts, self.models)
+
+    @property
     def trained(self) -> bool:
         """Whether the model is complete."""
         return (self.folder / "TRAINED").exists()
@@ -96,7 +98,7 @@ class Run:
 def make_plan(config: RunConfig) -> Plan:
     """Calibrates and prices all touches from public settings; opens no private file."""
     return Plan.calibrate(
-        config.privimage.requests(config.public_size, public=config.public is not None),
+        workflow(config.method).requests(config),
         epsilon=config.epsilon,
         delta=config.delta,
         unit=config.unit,
@@ -104,15 +106,24 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def prepare(config: RunConfig, private: Path, release: Path | None, folder: Path, plan: Plan) -> Run:
+def prepare(
+    config: RunConfig,
+    private: Path,
+    release: Path | None,
+    folder: Path,
+    plan: Plan,
+    models: Mapping[str, Any] = MappingProxyType({}),
+) -> Run:
     """Checks the folders against each other and makes the run folder.
 
     Raises:
-        UserError: a folder is missing, occupied, inside another, or cannot be written; or the public images do not suit
-            the settings.
+        UserError: a folder is missing, occupied, inside another, or cannot be written; or public images or models do
+            not suit the settings.
+        PrivacyRefusal: a model that was not named for it would be shown private images.
     """
     check_folders(private, release, folder)
-    public = check_public(config, private, tuple(path for path in (release, folder) if path is not None))
+    others = tuple(path for path in (release, folder) if path is not None)
+    public = workflow(config.method).prepare(Work(folder, config, models=models), private, others)
     with _writable(folder):
         folder.mkdir(mode=0o700, parents=True)
         facts = {
@@ -120,12 +131,11 @@ def prepare(config: RunConfig, private: Path, release: Path | None, folder: Path
             "private": str(private.resolve()),
             "release": str(release.resolve()) if release else None,
             "key": secrets.token_hex(32),
-            "public": to_facts(public),
         }
         write_json(folder / "config.json", config.to_json(), mode=0o600)
         write_json(folder / "plan.json", plan.to_json(), mode=0o600)
-        write_json(folder / "run.json", facts, mode=0o600)
-    return Run(folder)
+        write_json(folder / "run.json", facts | public, mode=0o600)
+    return Run(folder, models)
 
 
 def check_folders(private: Path, release: Path | None, folder: Path) -> None:
@@ -148,25 +158,7 @@ def check_folders(private: Path, release: Path | None, folder: Path) -> None:
         raise UserError("The run folder holds private values and must not lie inside the release folder.")
 
 
-def check_public(config: RunConfig, private: Path | None, others: tuple[Path, ...] = ()) -> tuple[PublicIdentity, ...]:
-    """The public folders of a run, hashed, after a check that they suit its settings; opens no private file.
-
-    Raises:
-        UserError: a public folder is missing, empty or overlaps another folder, or has too few classes.
-    """
-    if config.public is None:
-        return ()
-    images = config.public.images()
-    images.check(private, others)
-    found = images.identities()
-    count = public_classes(config.privimage.semantic, images.classes(), sum(one.images for one in found))
-    config.privimage.semantic.check(max(len(config.classes or ()), 1), count)
-    return found
-
-
-def train(
-    run: Run, report: Report = silent, *, noise: Noise | None = None, hardware: Hardware | None = None
-) -> PrivImageModel:
+def train(run: Run, report: Report = silent, *, noise: Noise | None = None, hardware: Hardware | None = None) -> Any:
     """Spends the budget: intake, ledger, touches; or what a crash left of them.
 
     Args:
@@ -188,43 +180,11 @@ def train(
     with _writable(run.folder):
         records = _intake(run, config, facts, plan, ledger, report, not noise.private)
         session = Session(records, plan, ledger, run.run_id, run.folder, noise)
-        model = privimage.fit(
-            config.privimage,
-            session,
-            records.image_shape,
-            len(config.classes or ()),
-            size=config.public_size,
-            seed=config.seed,
-            hardware=hardware or choose_hardware(),
-            progress=report,
-            public=_public_start(run, config),
-        )
-        model.save(run.folder)
+        method = workflow(config.method)
+        model = method.fit(run.work, session, report, hardware or choose_hardware())
         write_json(run.folder / "TRAINED", {"not_private": not noise.private}, mode=0o600)
         _close(run)
     return model
-
-
-def _public_start(run: Run, config: RunConfig) -> PublicStart | None:
-    """The public images of a run, to be read if it still needs them.
-
-    Raises:
-        UserError: when they are read, if they are not what they were when the run began.
-    """
-    if config.public is None:
-        return None
-    images, known = config.public.images(), run.facts["public"]
-
-    def read() -> PublicSet:
-        images.check()
-        if to_facts(images.identities()) != known:
-            raise UserError(
-                "The public images are not what they were when this run began, so it cannot be resumed; restore them."
-            )
-        return images.read(config.image.spec())
-
-    decides = [[one["sha256"] for one in known], images.ground, images.fit, config.image.model_dump(mode="json")]
-    return PublicStart(read, decides, run.folder, home() / "classifiers")
 
 
 def _close(run: Run) -> None:
@@ -283,7 +243,7 @@ def _intake(
     return records
 
 
-def load_model(run: Run) -> PrivImageModel:
+def load_model(run: Run) -> Any:
     """The finished model of a run.
 
     Raises:
@@ -291,14 +251,12 @@ def load_model(run: Run) -> PrivImageModel:
     """
     if not run.trained:
         raise UserError(f"The run in {run.folder} is not finished; finish it with: sfumato resume {run.folder}")
-    config, image = run.config, run.config.image
-    shape = config.privimage.shape((image.channels, image.height, image.width), len(config.classes or ()))
-    return PrivImageModel.load(run.folder, run._read("TRAINED")["not_private"], shape)
+    return workflow(run.config.method).load(run.work, run._read("TRAINED")["not_private"])
 
 
 def draw(
     run: Run,
-    model: PrivImageModel,
+    model: Any,
     count: int,
     seed: int,
     report: Report = silent,
@@ -316,17 +274,12 @@ def draw(
         hardware: where to compute.
     """
     config = run.config
-    classes = len(config.classes or ())
-    labels = torch.arange(count) % max(classes, 1)
-    parts = []
-    for part in model.sample(labels, seed, hardware or choose_hardware()):
-        parts.append(part.numpy())
-        report("sampling", sum(map(len, parts)), count)
+    found = workflow(config.method).draw(run.work, model, count, seed, report, hardware or choose_hardware())
     return Samples(
-        pixels=np.concatenate(parts),
-        labels=labels.numpy() if classes else None,
+        pixels=found.pixels,
+        labels=found.labels,
         classes=config.classes,
-        texts=None,
+        texts=found.texts,
         provenance=Provenance(run.run_id, config.method, statement(run).to_json(), run.folder),
     )
 
@@ -351,24 +304,9 @@ def statement(run: Run) -> PrivacyStatement:
             "class_shares": "uniform",
             "image": config.image.model_dump(mode="json"),
         },
-        public_inputs=_public_inputs(run),
-        released=_released(run, runs[run.run_id].not_private),
+        public_inputs=workflow(config.method).public_inputs(run.work),
+        released=workflow(config.method).released(run.work, runs[run.run_id].not_private),
     )
-
-
-def _public_inputs(run: Run) -> tuple[str, ...]:
-    """What of the world outside went into a run, a sentence each."""
-    found = [PublicIdentity.from_json(facts) for facts in run.facts.get("public", ())]
-    if not found:
-        return ("No public images or pretrained models were used.",)
-    return (*(f"The network was pretrained on {one}." for one in found), "No pretrained models were used.")
-
-
-def _released(run: Run, not_private: bool) -> dict[str, Any]:
-    """Released values for the report: which public classes stand for which private class, with their noisy votes."""
-    chosen = read_selection(run.folder, not_private)
-    names = run.config.classes or ("all images",)
-    return {"public_classes": {names[int(number)]: row for number, row in chosen.items()}} if chosen else {}
 
 
 def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> Path:
@@ -424,6 +362,8 @@ def _writable(folder: Path) -> Iterator[None]:
     """Turns the operating system's refusals into one sentence."""
     try:
         yield
+    except (ConnectionError, TimeoutError):  # of a model on a server, not of the folder
+        raise
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({os.strerror(error.errno) if error.errno else error}); nothing that was "

@@ -139,6 +139,11 @@ def with_steps(config: RunConfig, speed: Speed) -> RunConfig:
 
 def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
     """`with_steps` by a trial now, where minutes were given."""
-    return (
-        config if config.minutes is None else with_steps(config, measure_speed(config, hardware or choose_hardware()))
-    )
+    if config.minutes is None:
+        return config
+    hardware = hardware or choose_hardware()
+    if config.method == "spectral":
+        from sfumato.forecast_spectral import measure_spectral_speed, with_spectral_steps
+
+        return with_spectral_steps(config, measure_spectral_speed(config, hardware))
+    return with_steps(config, measure_speed(config, hardware))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import GPT, PatchTransformer, TransformerShape, _attention
+from sfumato.nets.transformer import GPT, Block, Memory, PatchTransformer, TransformerShape, _attention
 
 SMALL = TransformerShape(width=16, layers=2, heads=4, positions=12)
 
@@ -113,6 +113,25 @@ def test_attention_is_what_pytorch_calls_attention(causal: bool) -> None:
     half = _attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), causal)
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), right, atol=0.05)
+
+
+def test_a_memory_gives_what_the_whole_sequence_gives() -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, 4, causal=True).requires_grad_(False), torch.randn(3, 9, 16)
+    whole, memory = block(x), Memory(9)
+    parts = [block(part, memory=memory) for part in torch.split(x, [4, 1, 3, 1], dim=1)]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+
+
+def test_what_is_hidden_is_not_seen() -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, 4, causal=False).requires_grad_(False), torch.randn(1, 6, 16)
+    hidden = torch.zeros(6, 6, dtype=torch.bool)
+    hidden[:2, 2:] = True
+    before = block(x, hidden)
+    x[0, 4, 3] += 1
+    moved = ((block(x, hidden) - before).abs() > 1e-6).any(-1)[0]
+    assert moved.tolist() == [False, False, True, True, True, True]
 
 
 def test_the_loss_is_the_mean_surprise_of_the_next_token() -> None:

@@ -29,6 +29,25 @@ class TransformerShape(NamedTuple):
     positions: int = 256
 
 
+class Memory:
+    """Keys and values of one block for the positions that it has seen, so that each is computed once."""
+
+    def __init__(self, positions: int) -> None:
+        """`positions`: the most that it will hold."""
+        self._positions, self._seen = positions, 0
+        self._held: tuple[Tensor, Tensor] | None = None
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in those of further positions, `(N, heads, t, d)`; returns all of them."""
+        if self._held is None:
+            n, heads, _, size = k.shape
+            self._held = k.new_empty(n, heads, self._positions, size), v.new_empty(n, heads, self._positions, size)
+        begin, self._seen = self._seen, self._seen + k.shape[2]
+        keys, values = self._held
+        keys[:, :, begin : self._seen], values[:, :, begin : self._seen] = k, v
+        return keys[:, :, : self._seen], values[:, :, : self._seen]
+
+
 class Block(nn.Module):
     """Attention and a two-layer network, each after a norm and around an identity path (Xiong et al. 2020)."""
 
@@ -39,30 +58,42 @@ class Block(nn.Module):
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, T, width)` to the same."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None, memory: Memory | None = None) -> Tensor:
+        """`(N, T, width)` to the same.
+
+        Args:
+            x: the residual stream.
+            hidden: booleans `(T, T)`, true where a position does not see another; in place of the causal mask.
+            memory: keys and values of what came before x, to which those of x are added.
+        """
         n, length, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = _attention(q, k, v, self.causal)
+        if memory is not None:
+            k, v = memory.extended(k, v)
+        mixed = _attention(q, k, v, self.causal, hidden)
         x = x + self.project(mixed.transpose(1, 2).reshape(n, length, width))
         output: Tensor = x + self.contract(F.gelu(self.expand(self.norm2(x)), approximate="tanh"))
         return output
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Plain attention; on processors, PyTorch's fused one takes ten times as long for short sequences."""
+def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, hidden: Tensor | None = None) -> Tensor:
+    """Plain attention; on processors, PyTorch's fused one takes ten times as long for short sequences.
+
+    Causal queries are the last ones of the keys' sequence.
+    """
+    if causal and hidden is None and q.shape[-2] > 1:
+        queries, keys = q.shape[-2], k.shape[-2]
+        hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if hidden is None else ~hidden)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if causal:
-        length = q.shape[-2]
-        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, float("-inf"))
     mixed: Tensor = scores.softmax(-1).to(v.dtype) @ v
     return mixed
 
 
-def _initialise(model: nn.Module, layers: int) -> None:
+def initialise(model: nn.Module, layers: int) -> None:
     """GPT-2's initial weights: normal, and smaller where a block adds to the residual stream."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -83,11 +114,11 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, True) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
         self.head = nn.Linear(shape.width, vocabulary)
-        _initialise(self, shape.layers)
+        initialise(self, shape.layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(N, T)` integers in [0, vocabulary) to logits `(N, T, vocabulary)` of the next token."""
-        x = self.tokens(tokens) + self.places(_places(tokens))
+        x = self.tokens(tokens) + self.places(positions(tokens))
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.norm(x))
@@ -116,13 +147,13 @@ class PatchTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(shape.width, shape.heads, False) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
         self.outlet = nn.Linear(shape.width, channels * patch**2)
-        _initialise(self, shape.layers)
+        initialise(self, shape.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)`, sides multiples of the patch's, to the same."""
         n, _, height, width = x.shape
         h = self.inlet(x).flatten(2).transpose(1, 2)
-        h = h + self.places(_places(h[:, :, 0]))
+        h = h + self.places(positions(h[:, :, 0]))
         for block in self.blocks:
             h = block(h)
         lines, columns = height // self.patch, width // self.patch
@@ -131,6 +162,6 @@ class PatchTransformer(nn.Module):
         return output
 
 
-def _places(x: Tensor) -> Tensor:
-    """Positions of each row of `(N, T)`, in memory of their own, so that a row's lookup is its own."""
-    return torch.arange(x.shape[1], device=x.device).repeat(len(x), 1)
+def positions(x: Tensor, begin: int = 0) -> Tensor:
+    """Positions of each row of `(N, T)`, from `begin`, in memory of their own, so that a row's lookup is its own."""
+    return torch.arange(begin, begin + x.shape[1], device=x.device).repeat(len(x), 1)

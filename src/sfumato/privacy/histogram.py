@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,27 +11,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.errors import InternalError
+from sfumato.privacy.features import Features, Voters
 from sfumato.privacy.noise import Noise
 from sfumato.privacy.plan import HistogramTouch
 from sfumato.privacy.records import PrivateRecords, Rows
 
 Votes = Callable[[Rows], Tensor]
+VotesOfFeatures = Callable[[Voters], Tensor]
 ABSTAIN = -1
 CHUNK = 256
 
 
 def count_votes(
-    records: PrivateRecords, touch: HistogramTouch, attempt: int, votes: Votes, cells: int
+    records: PrivateRecords | Features,
+    touch: HistogramTouch,
+    attempt: int,
+    votes: Votes | VotesOfFeatures,
+    cells: int,
 ) -> NDArray[np.int64]:
     """The un-noised histogram, int64 `(cells,)`. Private: for `noisy_histogram` and the sensitivity tests."""
     counts = np.zeros(cells, dtype=np.int64)
-    everyone = np.arange(records._size())
-    for rows, _ in records._chunks(everyone, CHUNK, 1, touch.name, attempt):
-        with torch.inference_mode():
-            ballot = votes(rows)
-        if ballot.dtype != torch.int64 or ballot.shape != (len(rows.present), touch.cells):
+    for ballot, present in _ballots(records, touch, attempt, votes):
+        if ballot.dtype != torch.int64 or ballot.shape != (len(present), touch.cells):
             raise InternalError(f"votes must be int64 cell numbers of shape (records, {touch.cells})")
-        ballot = torch.where(rows.present[:, None], ballot, ABSTAIN)
+        ballot = torch.where(present[:, None], ballot, ABSTAIN)
         ballot = torch.where((ballot >= 0) & (ballot < cells), ballot, ABSTAIN)
         ballot = ballot.sort(dim=1).values
         ballot[:, 1:][ballot[:, 1:] == ballot[:, :-1]] = ABSTAIN  # a cell gets at most 1 from a record
@@ -38,17 +42,35 @@ def count_votes(
     return counts
 
 
+def _ballots(
+    records: PrivateRecords | Features, touch: HistogramTouch, attempt: int, votes: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the records of a chunk vote for, and which of them there are."""
+    with torch.inference_mode():
+        if isinstance(records, Features):
+            for voters in records._chunks():
+                yield votes(voters), voters.present
+        else:
+            for rows, _ in records._chunks(np.arange(records._size()), CHUNK, 1, touch.name, attempt):
+                yield votes(rows), rows.present
+
+
 def noisy_histogram(
-    records: PrivateRecords, touch: HistogramTouch, attempt: int, votes: Votes, cells: int, noise: Noise
+    records: PrivateRecords | Features,
+    touch: HistogramTouch,
+    attempt: int,
+    votes: Votes | VotesOfFeatures,
+    cells: int,
+    noise: Noise,
 ) -> NDArray[np.int64]:
     """Counts votes and adds discrete Gaussian noise of scale `touch.scale` to every cell.
 
     Args:
-        records: the private records.
+        records: the private records, or their features.
         touch: its plan: at most `touch.cells` cells per record.
         attempt: which of the planned rounds this is; part of the key of per-record randomness.
-        votes: per-record function from a chunk of R records (one image each) to int64 `(R, touch.cells)` cell numbers;
-            -1 abstains. Ties must go to the lowest number.
+        votes: per-record function from a chunk of R records (one image each, or features) to int64 `(R, touch.cells)`
+            cell numbers; -1 abstains. Ties must go to the lowest number.
         cells: number of cells, public.
         noise: where the noise comes from.
 

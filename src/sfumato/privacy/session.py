@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from sfumato._files import sha256_file, write_atomic
 from sfumato.errors import InternalError, PrivacyRefusal
-from sfumato.privacy.histogram import Votes, noisy_histogram
+from sfumato.privacy.features import Embedding, Features
+from sfumato.privacy.histogram import Votes, VotesOfFeatures, noisy_histogram
 from sfumato.privacy.ledger import Ledger
 from sfumato.privacy.noise import Noise
 from sfumato.privacy.plan import HistogramTouch, Plan, SumTouch, TrainingTouch
@@ -69,12 +70,24 @@ class Session:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._used_here: dict[str, int] = {}
 
-    def noisy_histogram(self, name: str, votes: Votes, cells: int) -> NDArray[np.int64]:
-        """Touch 1 (`histogram.noisy_histogram`); each call is one round of the touch called `name`."""
+    def noisy_histogram(
+        self, name: str, votes: Votes | VotesOfFeatures, cells: int, features: Features | None = None
+    ) -> NDArray[np.int64]:
+        """Touch 1 (`histogram.noisy_histogram`); each call is one round of the touch called `name`.
+
+        With `features`, the records vote by them.
+        """
         touch = self.touch(name, HistogramTouch)
-        return self._value(
-            name, lambda attempt: noisy_histogram(self.records, touch, attempt, votes, cells, self.noise)
-        )
+        if features is not None and not features._of(self.records):
+            raise InternalError("these are features of other records")
+        records = self.records if features is None else features
+        return self._value(name, lambda attempt: noisy_histogram(records, touch, attempt, votes, cells, self.noise))
+
+    def features(
+        self, name: str, embed: Embedding, dimensions: int, progress: Callable[[int], None] = lambda _: None
+    ) -> Features:
+        """The records embedded by a public function, once a run; releases nothing (`features.Features`)."""
+        return Features(self.records, name, embed, dimensions, self._folder.parent / "private", progress)
 
     def noisy_sum(self, name: str, vectors: Vectors, shape: tuple[int, int]) -> NDArray[np.float64]:
         """Touch 2 (`sums.noisy_sum`); spare attempts of `name` are used only when a crash lost one."""
@@ -101,6 +114,12 @@ class Session:
         self._used_here[name] = attempt
         buffer.seek(0)
         return np.load(buffer, allow_pickle=False)  # type: ignore[no-any-return]
+
+    def more(self, name: str) -> bool:
+        """Whether a further call can give a value: a stored one not seen yet, or one of an attempt still to be made."""
+        seen, made = self._used_here.get(name, 0), self.attempts_made(name)
+        stored = any(self.adopt(name, attempt) is not None for attempt in range(seen + 1, made + 1))
+        return stored or made < next(touch.attempts for touch in self.plan.touches if touch.name == name)
 
     def attempts_made(self, name: str) -> int:
         return self._ledger.attempts(self._run_id)[name].used

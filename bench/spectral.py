@@ -1,0 +1,294 @@
+"""Spectral: what a private step costs beside DP diffusion, and how good its portraits are beside four others.
+
+    python bench/spectral.py                      # cost, then quality; every cell is stored when it is done
+    python bench/spectral.py --only "cost ours"   # one cell
+    python bench/spectral.py --part ablations     # further cells: levels, trained sets, warm start, detail
+
+Pictures are 64 x 64 colour portraits of people who do not exist, drawn by the generator `portraits` of the zoo. Private
+are draws whose latents lie on one side of three declared random directions; public are draws from all of latent space.
+Both are made anew in `bench/work/` and never leave it.
+
+Cost is the time of one epoch of private training, tokenising included, with as many trained parameters (within 10 %),
+the same records a step, engine and precision. Quality is the Frechet distance of equal numbers of images from private
+draws that no run has seen: the oracle floor (true coarse images and the detail stage), the public model untouched, a
+non-private fine-tune, ours, DP diffusion that learnt from all public images, and PrivImage, both with our wall time.
+
+Last line: {"diffusion_k1_over_ours": .., "diffusion_k32_over_ours": .., "frechet": {"<embedder>": {"oracle": ..,
+"public": .., "nonprivate": .., "ours": {"10": [..], "1": [..]}, "diffusion": {"10": [..], "1": [..]}, "privimage":
+{..}}}}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cells import run as run_cells
+from PIL import Image
+
+from sfumato import run
+from sfumato.config import validated
+from sfumato.hardware import choose_hardware, keep_freed_memory
+from sfumato.measure.features import EMBEDDERS, load_embedder
+from sfumato.measure.frechet import frechet_distance
+from sfumato.methods.coarse import CoarseLearner, coarse_network, condition_of
+from sfumato.methods.denoising import DenoisingLearner, Schedule
+from sfumato.methods.spectral_model import SpectralModel, untrained
+from sfumato.methods.spectral_settings import SpectralConfig
+from sfumato.methods.tokens import encoded, train_openly
+from sfumato.nets.adapters import trained_parameters
+from sfumato.nets.autoregressive import Condition
+from sfumato.nets.unet import UNet, UNetShape
+from sfumato.pretrained import zoo
+from sfumato.privacy.draws import Draws
+from sfumato.privacy.plan import TrainingTouch
+from sfumato.privacy.records import Rows
+from sfumato.privacy.training import Crew
+
+WORK = Path(__file__).parent / "work" / "spectral"
+SIDE, PRIVATE, PUBLIC, UNSEEN = 64, 20_000, 20_000, 5_000
+SEED, DIRECTIONS = 20_260_101, 3
+RUNS = (1, 2, 3)
+EPSILONS = ("10", "1")
+IMAGE = (3, SIDE, SIDE)
+METHODS = ("ours", "diffusion", "privimage")
+ABLATIONS: dict[str, dict[str, Any]] = {
+    **{f"levels {levels}": {"levels": levels, "patch": 8 >> levels} for levels in (1, 2, 3)},
+    **{f"trained {kind}": {"trained": kind} for kind in ("full", "lora", "norms", "head")},
+    "no warm start": {"warm_share": 0.0},
+    **{f"detail {name}": {"detail": name} for name in ("lanczos", "realesrgan-x4plus")},
+}
+SETTINGS = {"side": SIDE, "private": PRIVATE, "public": PUBLIC, "unseen": UNSEEN, "seed": SEED}
+
+
+def portraits() -> dict[str, Path]:
+    """Folders of private, public and unseen private portraits, drawn once."""
+    folders = {name: WORK / name for name in ("private", "public", "unseen")}
+    if (WORK / "DRAWN").exists():
+        return folders
+    shutil.rmtree(WORK, ignore_errors=True)
+    generator: Any = zoo.load_image_source("portraits")
+    directions = np.random.default_rng(SEED).standard_normal((DIRECTIONS, generator.latent_dimensions))
+    latents = generator.latents(12 * (PRIVATE + UNSEEN), SEED)
+    inside = latents[(latents @ directions.T > 0).all(1)]
+    parts = {"private": inside[:PRIVATE], "unseen": inside[PRIVATE : PRIVATE + UNSEEN]}
+    parts["public"] = generator.latents(PUBLIC, SEED + 1)
+    for name, chosen in parts.items():
+        folders[name].mkdir(parents=True)
+        for number, face in enumerate(generator.draw_from(chosen)):
+            Image.fromarray(face.transpose(1, 2, 0)).save(folders[name] / f"{number:05}.png")
+    (WORK / "DRAWN").touch()
+    return folders
+
+
+def pixels(folder: Path, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The first images of a folder, `(count, 3, H, W)`."""
+    files = sorted(folder.rglob("*.png"))[:count]
+    return np.stack([np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1) for file in files])
+
+
+# Cost
+
+
+def _rows(count: int, each: int) -> Rows:
+    draws = Draws(bytes(32), "cost", 0, [bytes(16)] * count)
+    images = torch.randint(0, 256, (count * each, *IMAGE), dtype=torch.uint8)
+    return Rows(images, torch.full((count * each,), -1), torch.ones(count, dtype=torch.bool), draws)
+
+
+def _records_per_second(learner: Any, chunk: int, draws: int) -> float:
+    batch = SpectralConfig().batch
+    touch = TrainingTouch("cost", 0.1, 1, 1.0, 1.0, draws, SpectralConfig().training_request(PRIVATE).slack)
+    assert batch >= chunk
+    with contextlib.closing(Crew(learner, touch, chunk, choose_hardware("cpu").precision)) as crew:
+        return crew.rows_per_second(_rows(chunk, draws), chunks=4) / draws
+
+
+def cost_ours() -> dict[str, Any]:
+    """All parameters of the default model, tokenising included."""
+    keep_freed_memory()
+    hardware, config = choose_hardware("cpu"), SpectralConfig()
+    model = untrained(config, IMAGE, Condition())
+    learner = CoarseLearner(
+        model.coarse, model.public.tokenizer, None, Schedule(1e-3, 1),
+        trained="full", rank=4, average=0.9, label_dropout=0.0, seed=0, hardware=hardware,
+    )  # fmt: skip
+    speed = _records_per_second(learner, config.chunk, 1)
+    return {"records_per_second": speed, "parameters": trained_parameters(learner.model), "epoch": PRIVATE / speed}
+
+
+def cost_diffusion(draws: int) -> dict[str, Any]:
+    """A U-Net with as many parameters."""
+    keep_freed_memory()
+    wanted = trained_parameters(untrained(SpectralConfig(), IMAGE, Condition()).coarse.requires_grad_(True))
+    shapes = [UNetShape(12, 0, 0, (width, 2 * width), (4, 4)) for width in range(16, 257, 8)]
+    counts = [sum(value.numel() for value in UNet(shape).parameters()) for shape in shapes]
+    best = min(range(len(shapes)), key=lambda number: abs(counts[number] - wanted))
+    assert abs(counts[best] / wanted - 1) < 0.1
+    learner = DenoisingLearner(
+        shapes[best], IMAGE, None, Schedule(1e-3, 1), rows=draws, average=0.9, seed=0,
+        hardware=choose_hardware("cpu"), label_dropout=0.0,
+    )  # fmt: skip
+    speed = _records_per_second(learner, max(1, 32 // draws), draws)
+    return {"records_per_second": speed, "parameters": counts[best], "epoch": PRIVATE / speed}
+
+
+# Quality
+
+
+def _settings(method: str, epsilon: str, number: int, **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "dataset": "portraits-bench",
+        "method": "spectral" if method == "ours" else "privimage",
+        "epsilon": float(epsilon),
+        "delta": 1e-5,
+        "public_size": PRIVATE,
+        "count": UNSEEN,
+        "seed": number,
+        "image": {"height": SIDE, "width": SIDE, "channels": 3},
+        "public": {"folders": [str(portraits()["public"])]},
+        "spectral": changes,
+    }
+    if method != "ours":
+        ours = json.loads((_place("ours", epsilon, number) / "minutes.json").read_text())
+        values["minutes"] = ours["minutes"]
+    if method == "diffusion":  # learns from all public images and has no warm start
+        values["privimage"] = {"warm_share": 0.0, "warm_steps": 0, "semantic": {"kept": 1.0, "clusters": 2, "votes": 1}}
+    return values
+
+
+def _place(method: str, epsilon: str, number: int, name: str = "") -> Path:
+    return WORK / "runs" / f"{name or method}-{epsilon}-{number}".replace(" ", "-")
+
+
+def private_run(method: str, epsilon: str, number: int, name: str = "", **changes: Any) -> dict[str, Any]:
+    """A whole run of the product, from two folders to a release; or what is left of it."""
+    torch.manual_seed(number)
+    folder, place = portraits(), _place(method, epsilon, number, name)
+    began = time.monotonic()
+    if (place / "run" / "run.json").exists():
+        started = run.Run(place / "run")
+    else:
+        config = validated(_settings(method, epsilon, number, **changes) | {"ledger": str(place / "ledger.jsonl")})
+        config = _in_time(config)
+        place.mkdir(parents=True, exist_ok=True)
+        started = run.prepare(config, folder["private"], place / "release", place / "run", run.make_plan(config))
+    release = run.finish(started)
+    assert release is not None
+    minutes = (time.monotonic() - began) / 60
+    (place / "minutes.json").write_text(json.dumps({"minutes": minutes}))
+    return {"minutes": minutes, "frechet": _distances(pixels(release, UNSEEN))}
+
+
+def _in_time(config: Any) -> Any:
+    from sfumato.speed import in_time
+
+    return in_time(config)
+
+
+def _distances(made: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, float]:
+    true = pixels(portraits()["unseen"], UNSEEN)
+    found = {}
+    for name in EMBEDDERS:
+        embed = load_embedder(name).embed_images
+        parts = [np.concatenate([embed(some[i : i + 32]) for i in range(0, len(some), 32)]) for some in (true, made)]
+        found[name] = frechet_distance(*parts).distance
+    return found
+
+
+def _public_model() -> SpectralModel:
+    """What the first run of ours learnt from public images, as it was before it met a private one."""
+    found = run.load_model(run.Run(_place("ours", "10", 1) / "run"))
+    assert isinstance(found, SpectralModel)
+    return SpectralModel(
+        found.config, IMAGE, coarse_network(found.public.network, Condition()), found.public, None, not_private=True
+    )
+
+
+def _sampled(model: SpectralModel) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    parts = model.sample(torch.full((UNSEEN,), -1), 0, choose_hardware("cpu"))
+    return np.concatenate([part.numpy() for part in parts])
+
+
+def oracle() -> dict[str, Any]:
+    """True coarse images of private draws, detail from the public stage; tokens of the coarse scale as they are."""
+    model, hardware, parts = _public_model(), choose_hardware("cpu"), []
+    true = torch.from_numpy(pixels(portraits()["private"], UNSEEN))
+    generator = torch.Generator().manual_seed(0)
+    for part in torch.split(true, 100):
+        coarse = model.public.tokenizer.encode(part, 1)
+        parts.append(model.detail().pictures(coarse, torch.full((len(part),), -1), generator, hardware).numpy())
+    return {"frechet": _distances(np.concatenate(parts))}
+
+
+def public() -> dict[str, Any]:
+    """The public model untouched."""
+    return {"frechet": _distances(_sampled(_public_model()))}
+
+
+def nonprivate() -> dict[str, Any]:
+    """Fine-tuned on the private coarse tokens without privacy, as many steps as the private stage has."""
+    model, hardware = _public_model(), choose_hardware("cpu")
+    tokens = encoded(model.public.tokenizer, torch.from_numpy(pixels(portraits()["private"], PRIVATE)), 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            chosen = tokens[torch.randint(len(tokens), (model.config.batch,), generator=generator)]
+            yield chosen, condition_of(Condition(), torch.full((len(chosen),), -1), None)
+
+    for _ in train_openly(model.coarse, batches(), model.config.steps, 4e-4, hardware):
+        pass
+    return {"frechet": _distances(_sampled(model))}
+
+
+def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
+    if options.part == "ablations":
+        return {
+            f"{name}, epsilon {epsilon}": partial(private_run, "ours", epsilon, 1, name, **changes)
+            for name, changes in ABLATIONS.items()
+            for epsilon in EPSILONS
+        }
+    table: dict[str, Callable[[], Any]] = {
+        "cost ours": cost_ours,
+        "cost diffusion k1": partial(cost_diffusion, 1),
+        "cost diffusion k32": partial(cost_diffusion, 32),
+    }
+    for method in METHODS:
+        for epsilon in EPSILONS:
+            for number in RUNS:
+                table[f"{method}, epsilon {epsilon}, run {number}"] = partial(private_run, method, epsilon, number)
+    return table | {"oracle": oracle, "public": public, "nonprivate": nonprivate}
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for draws in (1, 32):
+        if {"cost ours", f"cost diffusion k{draws}"} <= set(found):
+            ratio = found[f"cost diffusion k{draws}"]["epoch"] / found["cost ours"]["epoch"]
+            result[f"diffusion_k{draws}_over_ours"] = round(ratio, 2)
+    table: dict[str, dict[str, Any]] = {name: {} for name in EMBEDDERS}
+    for cell, value in found.items():
+        for embedder, distance in value.get("frechet", {}).items():
+            if ", run " in cell:
+                method, epsilon, _ = cell.split(", ")
+                by_epsilon = table[embedder].setdefault(method, {})
+                by_epsilon.setdefault(epsilon.removeprefix("epsilon "), []).append(distance)
+            else:
+                table[embedder][cell] = distance
+    return result | {"frechet": {name: row for name, row in table.items() if row}}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["main", "ablations"], default="main", help="which cells")
+    run_cells("spectral", cells, summary, settings=SETTINGS, parser=parser)

@@ -1,0 +1,315 @@
+"""What a run of Spectral would cost and could reach at best, before it costs anything; from public values alone.
+
+The oracle floor is the reach: public images, reduced to their true coarse band and given detail again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import avg_pool2d
+
+from sfumato.config import RunConfig
+from sfumato.data.public import to_facts
+from sfumato.errors import UserError
+from sfumato.hardware import Hardware, choose_hardware
+from sfumato.methods.coarse import CoarseLearner, set_sizes
+from sfumato.methods.denoising import Schedule
+from sfumato.methods.detail import Floor, floor_of, floors, upscaled, whole
+from sfumato.methods.spectral_model import SpectralModel, untrained, upscaler
+from sfumato.methods.spectral_settings import SpectralConfig
+from sfumato.methods.tokens import HELD_OUT, MOST_HELD_OUT, PublicModel, cache_name, load_public_model
+from sfumato.nets.adapters import Trained
+from sfumato.nets.autoregressive import Condition
+from sfumato.nets.tokenizer import ScaleError
+from sfumato.privacy.draws import Draws
+from sfumato.privacy.plan import Plan, TrainingTouch
+from sfumato.privacy.records import Rows
+from sfumato.privacy.training import Crew
+from sfumato.run import make_plan
+from sfumato.speed import READ_PER_SECOND
+from sfumato.workflows.spectral import public_side
+
+_RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
+_PICTURES = 32  # drawn in a trial
+MOST_PICTURES = 400
+"""Public images that the floor is measured on."""
+
+
+class SpectralSpeed(NamedTuple):
+    """What a run meets on this machine.
+
+    Attributes:
+        trained: set that private training moves.
+        parameters: of it.
+        rows_per_second: of private training, all cores, tokenising included.
+        public_seconds: of the public stage.
+        warm_seconds: of the warm start.
+        pictures_per_second: of sampling.
+    """
+
+    trained: Trained
+    parameters: int
+    rows_per_second: float
+    public_seconds: float
+    warm_seconds: float
+    pictures_per_second: float
+
+
+@dataclass(frozen=True)
+class SpectralForecast:
+    """What a run would buy, need and reach at best.
+
+    Attributes:
+        plan: the calibrated touches.
+        speed: tried on random images.
+        tokens: coarse tokens that a record is to the private stage.
+        noise: norm of the training's noise, seen as one release of the mean gradient, over the bound on a record's.
+        training_minutes: expected duration of private training on this machine.
+        total_minutes: the same of the whole run, from intake to sampling.
+        floors: oracle floors on public images, by number of levels and detail stage.
+        reconstruction: of the public images by the run's own tokens, by scale; empty until the public stage was run.
+        notes: warnings from public values.
+    """
+
+    plan: Plan
+    speed: SpectralSpeed
+    tokens: int
+    noise: float
+    training_minutes: float
+    total_minutes: float
+    floors: tuple[Floor, ...]
+    reconstruction: tuple[ScaleError, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for scripts."""
+        values = asdict(replace(self, floors=(), reconstruction=()))
+        return values | {
+            "epsilon": self.plan.planned_epsilon,
+            "delta": self.plan.delta,
+            "plan": self.plan.to_json(),
+            "shares": self.plan.shares(),
+            "speed": self.speed._asdict(),
+            "floors": [floor._asdict() for floor in self.floors],
+            "reconstruction": [error._asdict() for error in self.reconstruction],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"Guarantee: epsilon {self.plan.planned_epsilon:g}, delta {self.plan.delta:g} for one {self.plan.unit}"
+        ]
+        for row in self.plan.describe():
+            rate = "" if row.sampling_rate is None else f", sampling rate {row.sampling_rate:.4g}"
+            lines.append(
+                f"  {row.name}: {row.what}, {row.attempts} attempt(s){rate}, noise multiplier "
+                f"{row.noise_multiplier:g}, {row.share:.0%} of mu^2"
+            )
+        speed = self.speed
+        lines += [
+            f"Private stage: {self.tokens} tokens a record; {speed.parameters:,} parameters move ({speed.trained}); "
+            f"noise of norm {self.noise:.3g} in the mean of all gradients, whose norm is at most 1",
+            f"Speed: {speed.rows_per_second:,.0f} records a second here, so about {self.training_minutes:.1f} minutes "
+            f"of private training and {self.total_minutes:.1f} in all, {speed.public_seconds / 60:.1f} of them on "
+            "public images",
+            "Oracle floor on public images (their true coarse image and a detail stage):",
+            "  levels  coarse    detail        energy   psnr  sharpness",
+        ]
+        for floor in self.floors:
+            size = f"{floor.height}x{floor.width}"
+            lines.append(
+                f"  {floor.levels:<6}  {size:<8}  {floor.detail:<12}  {floor.energy:>6.1%}  {floor.psnr:>5.1f}  "
+                f"{floor.sharpness:>9.2f}"
+            )
+        for error in self.reconstruction:
+            lines.append(
+                f"Tokens up to {error.height}x{error.width} keep public images with an error of {error.rmse:.1f} of 255"
+            )
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+def forecast_spectral(config: RunConfig, hardware: Hardware | None = None) -> SpectralForecast:
+    """Prices a run, tries the machine's speed, and measures the oracle floor; opens no private file.
+
+    Raises:
+        UserError: a public folder is missing or empty, or the minutes are too few.
+    """
+    hardware = hardware or choose_hardware()
+    speed = measure_spectral_speed(config, hardware)
+    config = with_spectral_steps(config, speed)
+    plan, method, size = make_plan(config), config.spectral, config.public_size
+    (touch,) = (touch for touch in plan.touches if isinstance(touch, TrainingTouch))
+    batch = method.expected_batch(size)
+    noise = touch.noise_multiplier * (1 + touch.slack) / batch * (speed.parameters / touch.steps) ** 0.5
+    found, errors = _reach(config, hardware)
+    notes = ["The time does not include the reading of public images."]
+    if size is None:
+        notes.append("No size was declared: rate, delta and divisor are the preset's.")
+    elif batch / size > 0.5:
+        notes.append("More than half of the records take part in every step; such a small set learns little.")
+    if noise > 1:
+        notes.append("The noise is larger than any gradient can be: use more records or more epsilon.")
+    mine = [floor for floor in found if floor.levels == method.levels]
+    if mine and mine[0].energy < 0.7:
+        notes.append(
+            f"The coarse band holds {mine[0].energy:.0%} of these images' variance only: fewer levels keep more."
+        )
+    training = batch * method.steps / speed.rows_per_second
+    return SpectralForecast(
+        plan=plan,
+        speed=speed,
+        tokens=method.shape(config.image.spec().shape).tokens,
+        noise=noise,
+        training_minutes=training / 60,
+        total_minutes=(training + _beside_training(config, speed)) / 60,
+        floors=tuple(found),
+        reconstruction=tuple(errors),
+        notes=tuple(notes),
+    )
+
+
+def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpeed:
+    """Trains and samples for a few seconds on random images of the configured shape."""
+    method, image, size = config.spectral, config.image.spec().shape, config.public_size
+    model = untrained(method, image, _condition(config))
+    sizes = set_sizes(model.coarse, method.rank)
+    trained = method.trained_set(config.epsilon, config.delta, size, sizes)
+    condition = model.coarse.condition
+    learner = CoarseLearner(
+        model.coarse,
+        model.public.tokenizer,
+        torch.zeros(1, condition.size) if condition.kind == "text" else None,
+        Schedule(1e-3, 1),
+        trained=trained,
+        rank=method.rank,
+        average=0.9,
+        label_dropout=method.label_dropout,
+        seed=0,
+        hardware=hardware,
+    )
+    count = method.chunk
+    rows = Rows(
+        torch.randint(0, 256, (count, *image), dtype=torch.uint8),
+        torch.zeros(count, dtype=torch.long) if config.classes else torch.full((count,), -1),
+        torch.ones(count, dtype=torch.bool),
+        Draws(bytes(32), "speed trial", 0, [bytes(16)] * count),
+    )
+    touch = method.training_request(size).at(1.0)
+    with contextlib.closing(Crew(learner, touch, count, hardware.precision)) as crew:
+        rows_per_second = crew.rows_per_second(rows, chunks=2)
+    labels = rows.labels[:1].repeat(_PICTURES)
+    drawing = _seconds(lambda: list(model.sample(labels, 0, hardware, batch=_PICTURES)))
+    public = _public_seconds(method, model, hardware)
+    warm = method.warm_steps * method.warm_batch / rows_per_second if method.warm_share else 0.0
+    return SpectralSpeed(trained, sizes[trained], rows_per_second, public, warm, _PICTURES / drawing)
+
+
+def _public_seconds(method: SpectralConfig, model: SpectralModel, hardware: Hardware) -> float:
+    """Of both public trainings, from one step of each kind."""
+    public, tokens = model.public, model.public.network.length
+    learning = method.pretraining
+    pictures = torch.randint(0, 256, (method.tokenizer.batch, *model.image), dtype=torch.uint8)
+    some = torch.randint(method.vocabulary, (learning.batch, tokens))
+    nothing = public.network.condition.nothing(learning.batch)
+
+    def step(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> float:
+        module.requires_grad_(True)
+
+        def once() -> None:
+            with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
+                value = loss().mean()
+            torch.autograd.backward(value)
+
+        seconds = _seconds(once)
+        module.requires_grad_(False)
+        return seconds
+
+    tokenizer = step(public.tokenizer.cpu(), lambda: public.tokenizer.losses(pictures))
+    network = public.network.cpu()
+    whole = step(network, lambda: network.losses(some, nothing))
+    coarse = step(network, lambda: network.losses(some[:, : network.tokens], nothing))
+    mixed = learning.coarse_share * coarse + (1 - learning.coarse_share) * whole
+    return method.tokenizer.steps * tokenizer + learning.steps * mixed
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of the second time: in the first one, memory is asked for and kernels are chosen."""
+    work()
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _condition(config: RunConfig) -> Condition:
+    return config.spectral.condition_of(len(config.classes or ()), 384)  # of the text embedder, or near it
+
+
+def _beside_training(config: RunConfig, speed: SpectralSpeed) -> float:
+    """Seconds of intake, public stage, warm start and sampling."""
+    intake = (config.public_size or 0) / READ_PER_SECOND
+    return intake + speed.public_seconds + speed.warm_seconds + config.count / speed.pictures_per_second
+
+
+def with_spectral_steps(config: RunConfig, speed: SpectralSpeed) -> RunConfig:
+    """The settings with as many training steps as make the whole run take about `config.minutes` on this machine.
+
+    Without minutes they are returned as they are. All steps are planned and charged.
+
+    Raises:
+        UserError: not even 10 steps fit.
+    """
+    if config.minutes is None:
+        return config
+    batch = config.spectral.expected_batch(config.public_size)
+    left = 60 * config.minutes * (1 - _RESERVE) - _beside_training(config, speed)
+    steps = int(left * speed.rows_per_second / batch)
+    if steps < 10:
+        needed = (60 * config.minutes - left + 10 * batch / speed.rows_per_second) / 60
+        raise UserError(
+            f"{config.minutes:g} minutes are too few for these settings on this machine: at least {needed:.1f} are "
+            "needed, or a smaller batch, or fewer steps on public images (spectral.pretraining.steps)."
+        )
+    return config.model_copy(update={"spectral": config.spectral.model_copy(update={"steps": steps})})
+
+
+def _reach(config: RunConfig, hardware: Hardware) -> tuple[list[Floor], list[ScaleError]]:
+    """Floors on public images; with the run's own detail too where an earlier run has made the public model."""
+    assert config.public is not None
+    images = config.public.images()
+    images.check()
+    known = to_facts(images.identities())
+    side = public_side(config, Path(), known)
+    pixels = side.read().pixels
+    pictures = torch.from_numpy(pixels[::HELD_OUT][:MOST_HELD_OUT] if len(pixels) >= 100 else pixels)[:MOST_PICTURES]
+    found = list(floors(pictures))
+    told = Condition() if side.embed is None else Condition("text", side.embed(("",)).shape[1])
+    file = side.cache / cache_name(config.spectral, told, side.facts, config.seed)
+    model = load_public_model(config.spectral, config.image.spec().shape, told, file)
+    errors = model.errors(pixels) if model is not None else []
+    if (own := _own_detail(config, model, pictures[:100], hardware)) is not None:
+        found.append(own)
+    return sorted(found, key=lambda floor: floor.levels), errors
+
+
+def _own_detail(
+    config: RunConfig, model: PublicModel | None, pictures: torch.Tensor, hardware: Hardware
+) -> Floor | None:
+    """The floor of the run's own detail stage; None for one that is still to be learnt."""
+    method, levels = config.spectral, config.spectral.levels
+    _, channels, height, width = pictures.shape
+    if method.detail != "tokens":
+        small = whole(avg_pool2d(pictures.float(), 1 << levels))
+        return floor_of(method.detail, levels, pictures, upscaled(small, upscaler(method.detail), height, width))
+    if model is None:
+        return None
+    stage = SpectralModel(method, (channels, height, width), model.network, model, None, not_private=False).detail()
+    coarse, nothing = model.tokenizer.encode(pictures, 1), model.network.condition.nothing(len(pictures))
+    drawn = stage.pictures(coarse, nothing, torch.Generator().manual_seed(config.seed), hardware)
+    return floor_of("own", levels, pictures, drawn)

@@ -1,0 +1,138 @@
+"""What a run of Spectral releases, and how it draws pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sfumato._files import write_atomic
+from sfumato.hardware import Hardware
+from sfumato.methods.coarse import condition_of
+from sfumato.methods.detail import Detail, TokenDetail, UpscaledDetail, enlarged
+from sfumato.methods.privimage_model import model_name
+from sfumato.methods.spectral_settings import Image, SpectralConfig
+from sfumato.methods.tokens import PublicModel, new_model
+from sfumato.nets.autoregressive import Condition, ScaleGPT, generate
+from sfumato.pretrained.interfaces import Upscaler
+from sfumato.pretrained.lanczos import Lanczos
+
+BATCH = 100
+"""Pictures drawn at once."""
+
+
+@dataclass(frozen=True)
+class SpectralModel:
+    """A model of coarse tokens that private training made, and the public models that add detail.
+
+    Attributes:
+        config: settings.
+        image: `(C, H, W)` of the run.
+        coarse: of coarse tokens; averaged, adapters merged.
+        public: tokenizer and model of all scales.
+        vectors: of the classes' names, `(classes, size)`; None unless the condition is text.
+        not_private: the weights come from a run with test noise.
+    """
+
+    config: SpectralConfig
+    image: Image
+    coarse: ScaleGPT
+    public: PublicModel
+    vectors: Tensor | None
+    not_private: bool
+
+    def sample(self, labels: Tensor, seed: int, hardware: Hardware, batch: int = BATCH) -> Iterator[Tensor]:
+        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted.
+
+        They are larger than the run's images where the settings say so (`enlarge`).
+
+        Raises:
+            UserError: an upscaler of the zoo has not been pulled.
+        """
+        generator, detail = torch.Generator().manual_seed(seed), self.detail()
+        larger = upscaler(self.config.enlarge) if self.config.enlarge else None
+        device, precision = hardware
+        network = self.coarse.to(device)
+        for part in torch.split(labels, batch):
+            told = condition_of(network.condition, part, self.vectors)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                tokens = generate(network, told, generator, taste=self.config.sampler.taste())
+            told = told if self.public.network.condition.kind == "text" else torch.full_like(part, -1)
+            pictures = detail.pictures(tokens, told, generator, hardware)
+            yield enlarged(pictures, larger) if larger else pictures
+
+    def detail(self) -> Detail:
+        """The detail stage that the settings ask for."""
+        if self.config.detail == "tokens":
+            return TokenDetail(self.public.tokenizer, self.public.network, self.config.detail_sampler.taste())
+        return UpscaledDetail(self.public.tokenizer, upscaler(self.config.detail))
+
+    def save(self, folder: Path) -> None:
+        """Writes `model.safetensors`; a run with test noise is NOT PRIVATE in name and metadata."""
+        state = {f"coarse.{name}": value.contiguous() for name, value in self.coarse.state_dict().items()}
+        state |= {f"public.{name}": value for name, value in self.public.state().items()}
+        if self.vectors is not None:
+            state["vectors"] = self.vectors.contiguous()
+        facts = {
+            "method": "spectral",
+            "config": self.config.model_dump_json(),
+            "image": json.dumps(self.image),
+            "conditions": json.dumps([self.coarse.condition, self.public.network.condition]),
+        }
+        if self.not_private:
+            facts["privacy"] = "NOT PRIVATE"
+        write_atomic(folder / model_name(self.not_private), save(state, facts), mode=0o600)
+
+    @classmethod
+    def load(cls, folder: Path, not_private: bool) -> SpectralModel:
+        """Reads what `save` wrote."""
+        file = folder / model_name(not_private)
+        with safe_open(file, "pt") as opened:
+            facts = opened.metadata()
+        state = load_file(file)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+        config = SpectralConfig.model_validate_json(facts["config"])
+        channels, height, width = json.loads(facts["image"])
+        image = channels, height, width
+        mine, theirs = (Condition(*condition) for condition in json.loads(facts["conditions"]))
+        coarse = empty_coarse(config, image, mine)
+        coarse.load_state_dict(part("coarse."))
+        public = PublicModel.of(config, image, theirs, part("public."))
+        return cls(config, image, coarse.requires_grad_(False), public, state.get("vectors"), not_private)
+
+
+def empty_coarse(config: SpectralConfig, image: Image, condition: Condition) -> ScaleGPT:
+    """A model of coarse tokens with any weights."""
+    shape = config.shape(image)
+    with torch.random.fork_rng(devices=[]):
+        return ScaleGPT(config.vocabulary, 1, shape.tokens, config.transformer(), condition).eval()
+
+
+def untrained(config: SpectralConfig, image: Image, condition: Condition) -> SpectralModel:
+    """A model that knows nothing, for speed trials."""
+    told = condition if condition.kind == "text" else Condition()
+    vectors = torch.zeros(1, condition.size) if condition.kind == "text" else None
+    public = new_model(config, image, told, seed=0)
+    return SpectralModel(config, image, empty_coarse(config, image, condition), public, vectors, not_private=True)
+
+
+def upscaler(name: str) -> Upscaler:
+    """The upscaler called `name`: "lanczos", or one of the zoo.
+
+    Raises:
+        UserError: there is none of this name, or it has not been pulled.
+    """
+    if name == "lanczos":
+        return Lanczos()
+    from sfumato.pretrained import zoo
+
+    return zoo.load_upscaler(name)

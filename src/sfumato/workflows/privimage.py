@@ -1,0 +1,127 @@
+"""PrivImage within a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfumato._home import home
+from sfumato.config import RunConfig
+from sfumato.data.public import PublicIdentity, PublicSet, to_facts
+from sfumato.errors import UserError
+from sfumato.hardware import Hardware
+from sfumato.methods import privimage
+from sfumato.methods.privimage import PublicStart, read_selection
+from sfumato.methods.privimage_model import PrivImageModel
+from sfumato.methods.semantic import public_classes
+from sfumato.privacy.plan import Request
+from sfumato.privacy.session import Session
+from sfumato.workflows import Drawn, Report, Work
+
+
+class PrivImageWorkflow:
+    """See `Workflow`."""
+
+    def requests(self, config: RunConfig) -> tuple[Request, ...]:
+        """Semantic query (with public images), warm start, private training."""
+        return config.privimage.requests(config.public_size, public=config.public is not None)
+
+    def prepare(self, work: Work, private: Path | None, others: tuple[Path, ...]) -> dict[str, Any]:
+        """Hashes the public folders after a check that they suit the settings.
+
+        Raises:
+            UserError: a public folder is missing, empty or overlaps another folder, or has too few classes.
+        """
+        config = work.config
+        if config.public is None:
+            return {"public": []}
+        images = config.public.images()
+        images.check(private, others)
+        found = images.identities()
+        count = public_classes(config.privimage.semantic, images.classes(), sum(one.images for one in found))
+        config.privimage.semantic.check(max(len(config.classes or ()), 1), count)
+        config.privimage.semantic.embed()  # a model that is missing is missed before anything is spent
+        return {"public": to_facts(found)}
+
+    def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> PrivImageModel:
+        """Trains and saves the model."""
+        config = work.config
+        model = privimage.fit(
+            config.privimage,
+            session,
+            config.image.spec().shape,
+            len(config.classes or ()),
+            size=config.public_size,
+            seed=config.seed,
+            hardware=hardware,
+            progress=report,
+            public=self._public_start(work),
+        )
+        model.save(work.folder)
+        return model
+
+    def _public_start(self, work: Work) -> PublicStart | None:
+        """The public images of a run, to be read if it still needs them.
+
+        Raises:
+            UserError: when they are read, if they are not what they were when the run began.
+        """
+        config, known = work.config, work.facts.get("public")
+        if config.public is None:
+            return None
+        images = config.public.images()
+
+        def read() -> PublicSet:
+            images.check()
+            if to_facts(images.identities()) != known:
+                raise UserError(
+                    "The public images are not what they were when this run began, so it cannot be resumed; restore "
+                    "them."
+                )
+            return images.read(config.image.spec())
+
+        digests = [one["sha256"] for one in known or ()]
+        decides = [digests, images.ground, images.fit, config.image.model_dump(mode="json")]
+        return PublicStart(read, decides, work.folder, home() / "classifiers")
+
+    def load(self, work: Work, not_private: bool) -> PrivImageModel:
+        """Reads the model."""
+        shape = work.config.privimage.shape(work.config.image.spec().shape, len(work.config.classes or ()))
+        return PrivImageModel.load(work.folder, not_private, shape)
+
+    def draw(
+        self, work: Work, model: PrivImageModel, count: int, seed: int, report: Report, hardware: Hardware
+    ) -> Drawn:
+        """Samples the network."""
+        classes = len(work.config.classes or ())
+        labels = torch.arange(count) % max(classes, 1)
+        parts = []
+        for part in model.sample(labels, seed, hardware):
+            parts.append(part.numpy())
+            report("sampling", sum(map(len, parts)), count)
+        return Drawn(np.concatenate(parts), labels.numpy() if classes else None)
+
+    def public_inputs(self, work: Work) -> tuple[str, ...]:
+        """Public sets, and what grouped them."""
+        found = [PublicIdentity.from_json(facts) for facts in work.facts.get("public", ())]
+        if not found:
+            return ("No public images or pretrained models were used.",)
+        space = work.config.privimage.semantic.space
+        models = (
+            "No pretrained models were used."
+            if space == "pixels"
+            else f"Public images without labels were grouped by the features of {space}."
+        )
+        return (*(f"The network was pretrained on {one}." for one in found), models)
+
+    def released(self, work: Work, not_private: bool) -> dict[str, Any]:
+        """Which public classes stand for which private class, with their noisy votes."""
+        chosen = read_selection(work.folder, not_private)
+        names = work.config.classes or ("all images",)
+        return {"public_classes": {names[int(number)]: row for number, row in chosen.items()}} if chosen else {}
+
+
+WORKFLOWS = {"privimage": PrivImageWorkflow()}

@@ -1,0 +1,154 @@
+"""Spectral within a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sfumato._home import home
+from sfumato.config import RunConfig
+from sfumato.data.public import PublicIdentity, PublicSet, to_facts
+from sfumato.errors import UserError
+from sfumato.hardware import Hardware
+from sfumato.methods import spectral
+from sfumato.methods.privimage_model import stamped
+from sfumato.methods.spectral import NOTES, PublicSide
+from sfumato.methods.spectral_model import SpectralModel, upscaler
+from sfumato.pretrained.interfaces import Identity, TextEmbedder
+from sfumato.privacy.plan import Request
+from sfumato.privacy.session import Session
+from sfumato.workflows import Drawn, Report, Work
+
+
+class SpectralWorkflow:
+    """See `Workflow`."""
+
+    def requests(self, config: RunConfig) -> tuple[Request, ...]:
+        """Warm start, private training."""
+        return config.spectral.requests(config.public_size)
+
+    def prepare(self, work: Work, private: Path | None, others: tuple[Path, ...]) -> dict[str, Any]:
+        """Hashes the public folders, and opens the pretrained models that the settings name.
+
+        Raises:
+            UserError: a public folder is missing, empty or overlaps another folder; or a model has not been pulled.
+        """
+        config = work.config
+        assert config.public is not None
+        images = config.public.images()
+        images.check(private, others)
+        return {"public": to_facts(images.identities()), "models": pretrained_models(config)}
+
+    def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> SpectralModel:
+        """Trains and saves the model."""
+        config = work.config
+        model = spectral.fit(
+            config.spectral,
+            session,
+            config.image.spec().shape,
+            size=config.public_size,
+            seed=config.seed,
+            hardware=hardware,
+            progress=report,
+            public=public_side(config, work.folder, work.facts["public"]),
+        )
+        model.save(work.folder)
+        return model
+
+    def load(self, work: Work, not_private: bool) -> SpectralModel:
+        """Reads the model."""
+        return SpectralModel.load(work.folder, not_private)
+
+    def draw(
+        self, work: Work, model: SpectralModel, count: int, seed: int, report: Report, hardware: Hardware
+    ) -> Drawn:
+        """Samples coarse tokens and adds detail."""
+        classes = len(work.config.classes or ())
+        labels = torch.arange(count) % classes if classes else torch.full((count,), -1)
+        parts = []
+        for part in model.sample(labels, seed, hardware):
+            parts.append(part.numpy())
+            report("sampling", sum(map(len, parts)), count)
+        return Drawn(np.concatenate(parts), labels.numpy() if classes else None)
+
+    def public_inputs(self, work: Work) -> tuple[str, ...]:
+        """Public sets and pretrained models, a sentence each."""
+        found = [PublicIdentity.from_json(facts) for facts in work.facts["public"]]
+        learnt = tuple(f"The tokenizer and the model of tokens first learnt from {one}." for one in found)
+        return *learnt, *work.facts["models"]
+
+    def released(self, work: Work, not_private: bool) -> dict[str, Any]:
+        """How much of the model private training moved, and how well tokens keep public images."""
+        file = work.folder / stamped(NOTES, not_private)
+        return {"spectral": json.loads(file.read_text())} if file.exists() else {}
+
+
+def public_side(config: RunConfig, folder: Path, known: list[dict[str, Any]]) -> PublicSide:
+    """The public images and texts of a run, to be read if it still needs them.
+
+    Args:
+        config: settings.
+        folder: private folder of the run.
+        known: identities of the public folders when the run began.
+
+    Raises:
+        UserError: when they are read, if they are not what they were; or if the text embedder has not been pulled.
+    """
+    assert config.public is not None
+    images = config.public.images()
+
+    def read() -> PublicSet:
+        images.check()
+        if to_facts(images.identities()) != known:
+            raise UserError(
+                "The public images are not what they were when this run began, so it cannot be resumed; restore them."
+            )
+        return images.read(config.image.spec())
+
+    decides = [[one["sha256"] for one in known], images.ground, images.fit, config.image.model_dump(mode="json")]
+    embedder = _text_embedder(config)
+    return PublicSide(
+        read,
+        decides if embedder is None else [*decides, asdict(embedder.identity)],
+        folder,
+        home() / "spectral",
+        config.classes or (),
+        None if embedder is None else embedder.embed_texts,
+    )
+
+
+def pretrained_models(config: RunConfig) -> list[str]:
+    """A sentence for every pretrained model that the settings name, for the statement; opens them.
+
+    Raises:
+        UserError: one of them has not been pulled, or does not exist.
+    """
+    settings, sentences = config.spectral, []
+    if (embedder := _text_embedder(config)) is not None:
+        sentences.append(f"The names of the classes were told by {_named(embedder.identity)}.")
+    if settings.detail != "tokens":
+        sentences.append(f"Detail was added by {_named(upscaler(settings.detail).identity)}.")
+    if settings.enlarge is not None:
+        sentences.append(f"Images were enlarged by {_named(upscaler(settings.enlarge).identity)}.")
+    return sentences or ["No pretrained models were used."]
+
+
+def _text_embedder(config: RunConfig) -> TextEmbedder | None:
+    if config.spectral.condition != "text" or not config.classes:
+        return None
+    from sfumato.pretrained import zoo
+
+    return zoo.load_text_embedder(config.spectral.text_embedder)
+
+
+def _named(identity: Identity) -> str:
+    digest = f", sha256 {identity.sha256}" if identity.sha256 else ""
+    return f"{identity.name} (revision {identity.revision}{digest}, {identity.licence}; {identity.source})"
+
+
+WORKFLOWS = {"spectral": SpectralWorkflow()}

@@ -1,0 +1,189 @@
+"""The method over real touches: through to samples, killed anywhere, resumed; and its settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from tests.methods.spectral_parts import CPU, IMAGE, config, pictures
+from tests.privacy.memory_source import Picture
+from tests.privacy.runs import session
+
+from sfumato.data.public import PublicSet
+from sfumato.errors import PrivacyRefusal
+from sfumato.methods import spectral
+from sfumato.methods.spectral import NOTES, PUBLIC_MODEL, START, PublicSide
+from sfumato.methods.spectral_model import SpectralModel
+from sfumato.methods.spectral_settings import FINE_TUNING, WARM_START, SpectralConfig
+from sfumato.privacy.noise import Noise, TestNoise
+from sfumato.privacy.plan import SumTouch, Touch, TrainingTouch
+from sfumato.privacy.session import Session
+
+PRIVATE = [Picture(f"{n:02}.png", pixels, "ab"[n % 2]) for n, pixels in enumerate(pictures(40, seed=7))]
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for a kill between two stages."""
+
+
+def touches(settings: SpectralConfig) -> tuple[Touch, ...]:
+    request = settings.training_request(40)
+    fine = TrainingTouch(FINE_TUNING, 0.4, settings.steps, 2.0, 1.0, 1, request.slack)
+    return (SumTouch(WARM_START, 1.0, 2, 2.0), fine) if settings.warm_share else (fine,)
+
+
+def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+    return np.array([[len(text), text.count("a"), 1.0] for text in texts], np.float32)
+
+
+class Trial:
+    """One run in a folder, begun as often as wanted."""
+
+    def __init__(self, folder: Path, noise: Noise | None = None, texts: bool = False, **changes: Any) -> None:
+        self.folder, self.noise, self.config = folder, noise, config(**changes)
+        self.reads, self.stages, self.texts = 0, list[str](), texts
+        folder.mkdir(exist_ok=True)
+
+    def read(self) -> PublicSet:
+        self.reads += 1
+        return PublicSet(pictures(60), np.arange(60) % 2, ("cat", "ant"))
+
+    def session(self) -> Session:
+        return session(self.folder, noise=self.noise, pictures=PRIVATE, touches=touches(self.config))
+
+    def fit(self, kill: str = "") -> SpectralModel:
+        def progress(stage: str, done: int, of: int) -> None:
+            self.stages.append(stage)
+            if stage == kill:
+                raise Killed
+
+        public = PublicSide(
+            self.read, "facts", self.folder, self.folder / "cache", ("a", "b"), embed if self.texts else None
+        )
+        return spectral.fit(
+            self.config, self.session(), IMAGE, size=40, seed=0, hardware=CPU, progress=progress, public=public
+        )
+
+
+def drawn(model: SpectralModel, seed: int = 0, count: int = 6) -> torch.Tensor:
+    return torch.cat(list(model.sample(torch.arange(count) % 2, seed, CPU, batch=4)))
+
+
+@pytest.mark.parametrize("texts", [False, True])
+def test_from_public_images_to_samples(tmp_path: Path, texts: bool) -> None:
+    trial = Trial(tmp_path / "run", texts=texts, condition="text" if texts else "class", noise_limit=0.01)
+    model = trial.fit()
+    assert list(dict.fromkeys(trial.stages)) == [
+        "tokenizer of public images",
+        "pretraining on public tokens",
+        "noisy sum of the coarse band",
+        "warm-up on images that lie there",
+        "private training",
+    ]
+    images = drawn(model)
+    assert images.shape == (6, 1, 8, 8)
+    assert images.dtype == torch.uint8
+    assert torch.equal(images, drawn(model))
+    assert not torch.equal(images, drawn(model, seed=1))
+    model.save(trial.folder)
+    again = SpectralModel.load(trial.folder, not_private=False)
+    assert torch.equal(images, drawn(again))
+    assert model.coarse.condition.kind == ("text" if texts else "class")
+    notes = json.loads((trial.folder / NOTES).read_text())
+    assert notes["trained"] == "norms"  # 40 records carry no more
+    assert [error["height"] for error in notes["public_reconstruction"]] == [4, 8]
+
+
+def test_without_a_warm_start(tmp_path: Path) -> None:
+    trial = Trial(tmp_path / "run", warm_share=0.0, trained="full")
+    model = trial.fit()
+    assert "noisy sum of the coarse band" not in trial.stages
+    assert drawn(model).shape == (6, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("stage", "left"),
+    [
+        ("tokenizer of public images", set()),
+        ("noisy sum of the coarse band", {PUBLIC_MODEL, NOTES}),
+        ("warm-up on images that lie there", {PUBLIC_MODEL, NOTES}),
+        ("private training", {PUBLIC_MODEL, START, NOTES}),
+    ],
+)
+def test_killed_between_stages(stage: str, left: set[str], tmp_path: Path) -> None:
+    trial = Trial(tmp_path / "run")
+    with pytest.raises(Killed):
+        trial.fit(kill=stage)
+    assert {file for file in (PUBLIC_MODEL, START, NOTES) if (trial.folder / file).exists()} == left
+    kept = {file: (trial.folder / file).read_bytes() for file in left}
+    trial.stages.clear()
+    trial.fit()
+    assert all((trial.folder / file).read_bytes() == content for file, content in kept.items())
+    used = {name: trial.session().attempts_made(name) for name in (WARM_START, FINE_TUNING)}
+    assert used == {WARM_START: 1, FINE_TUNING: 3}  # nothing is drawn twice
+    if stage == "private training":
+        assert set(trial.stages) == {"private training"}
+        assert trial.stages.count("private training") == 2  # one step was there
+
+
+def test_a_lost_beginning_is_not_made_up(tmp_path: Path) -> None:
+    trial = Trial(tmp_path / "run")
+    with pytest.raises(Killed):
+        trial.fit(kill="private training")
+    (trial.folder / START).unlink()
+    with pytest.raises(PrivacyRefusal, match="began with"):
+        trial.fit()
+
+
+def test_test_noise_is_stamped_everywhere(tmp_path: Path) -> None:
+    trial = Trial(tmp_path / "run", noise=TestNoise(b"t"))
+    model = trial.fit()
+    model.save(trial.folder)
+    assert (trial.folder / "model-NOT-PRIVATE.safetensors").exists()
+    assert (trial.folder / START.replace(".", "-NOT-PRIVATE.")).exists()
+    assert not (trial.folder / START).exists()
+    assert not (trial.folder / NOTES).exists()
+
+
+def test_the_trained_set_follows_the_budget() -> None:
+    settings, sizes = config(), {"full": 3_000_000, "lora": 100_000, "head": 130_000, "norms": 20_000}
+
+    def chosen(epsilon: float, size: int | None, **changes: Any) -> str:
+        return config(**changes).trained_set(epsilon, 1e-6, size, sizes)  # type: ignore[arg-type]
+
+    assert [chosen(epsilon, 20_000) for epsilon in (10.0, 1.0, 0.05)] == ["full", "head", "norms"]
+    assert chosen(1.0, 100_000) == "full"
+    assert chosen(1.0, 15_000) in ("lora", "head")
+    assert chosen(1.0, 10) == "norms"
+    assert chosen(1.0, 10, trained="lora") == "lora"
+    assert chosen(10.0, None, batch=1000, rate_without_size=0.05) == chosen(10.0, 20_000)
+    assert settings.trained == "auto"
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(ValidationError, match="shared by 5 heads"):
+        config(heads=5)
+    with pytest.raises(ValidationError, match="no class"):
+        config(sampler={"guidance": 2.0}, label_dropout=0.0)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        SpectralConfig().shape((3, 28, 28))
+    paper = SpectralConfig.model_validate({"preset": "paper", "tokenizer": {"steps": 5}})
+    assert (paper.levels, paper.tokenizer.steps, paper.tokenizer.layers) == (3, 5, 8)
+    assert paper.shape((3, 256, 256)).tokens == 256
+    assert [paper.shape((3, 256, 256)).side(scale) for scale in range(4)] == [2, 2, 4, 8]
+
+
+def test_requests() -> None:
+    (warm, fine) = SpectralConfig().requests(20_000)
+    assert (warm.name, fine.name) == (WARM_START, FINE_TUNING)
+    assert (warm.share, fine.share) == (0.08, None)
+    assert SpectralConfig().sampling_rate(20_000) == pytest.approx(1024 / 20_000)
+    (alone,) = SpectralConfig(warm_share=0.0).requests(None)
+    assert alone.name == FINE_TUNING

@@ -1,0 +1,92 @@
+"""The public stage: it learns, is found again in its cache, and holds some images out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.methods.spectral_parts import CPU, IMAGE, config, known, pictures
+from torch import Tensor
+
+from sfumato.methods.tokens import cache_name, encoded, new_model, public_model, seen_in_training
+from sfumato.nets.autoregressive import Condition
+
+TEXT = Condition("text", 5)
+
+
+def test_it_learns() -> None:
+    settings = config(
+        tokenizer={"width": 16, "layers": 1, "heads": 2, "rounds": 5, "steps": 30, "batch": 16},
+        pretraining={"steps": 60, "batch": 32, "rate": 5e-3},
+    )
+    seen: list[tuple[str, int, int]] = []
+    model = public_model(
+        settings,
+        IMAGE,
+        lambda: (pictures(200), None),
+        Condition(),
+        seed=0,
+        hardware=CPU,
+        progress=lambda *told: seen.append(told),
+    )
+    assert seen[-1] == ("pretraining on public tokens", 60, 60)
+    assert ("tokenizer of public images", 30, 30) in seen
+    fresh = pictures(100, seed=9)
+    coarse, full = model.errors(fresh)
+    assert (coarse.height, full.height) == (4, 8)
+    assert full.lost < 1.1
+    assert coarse.lost < 0.3
+    assert full.rmse < 20
+    tokens = encoded(model.tokenizer, torch.from_numpy(fresh))
+    before = new_model(settings, IMAGE, Condition(), seed=0).network
+    nothing = torch.full((100,), -1)
+    assert float(model.network.losses(tokens, nothing).mean()) < 0.9 * float(before.losses(tokens, nothing).mean())
+    assert not any(value.requires_grad for part in (model.network, model.tokenizer) for value in part.parameters())
+
+
+def test_texts_are_told_and_heard() -> None:
+    model = known(TEXT)
+    tokens = encoded(model.tokenizer, torch.from_numpy(pictures(8)))
+    told, untold = (model.network.losses(tokens, given) for given in (torch.randn(8, 5), torch.zeros(8, 5)))
+    assert not torch.allclose(told, untold)
+
+
+def test_found_again(tmp_path: Path) -> None:
+    files = tmp_path / "run.safetensors", tmp_path / "cache" / "one.safetensors"
+    calls = 0
+
+    def read() -> tuple[NDArray[np.uint8], Tensor | None]:
+        nonlocal calls
+        calls += 1
+        return pictures(40), None
+
+    def learn(*where: Path) -> dict[str, Tensor]:
+        return public_model(config(), IMAGE, read, Condition(), seed=0, hardware=CPU, files=where).state()
+
+    first = learn(*files)
+    files[0].unlink()
+    again = learn(*files)  # from the cache, and copied into the run
+    assert calls == 1
+    assert files[0].exists()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    files[1].write_bytes(b"broken")
+    files[0].unlink()
+    learn(*files)
+    assert calls == 2
+
+
+def test_a_cache_knows_what_decides_a_model() -> None:
+    def name(condition: Condition = Condition(), facts: object = "a", seed: int = 0, **changes: object) -> str:  # noqa: B008
+        return cache_name(config(**changes), condition, facts, seed)
+
+    names = {name(), name(TEXT), name(facts="b"), name(seed=1), name(levels=2), name(pretraining={"steps": 5})}
+    assert len(names) == 6
+    assert name(steps=50, trained="head", detail="lanczos") == name()  # private and later settings do not
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(5, 0), (19, 0), (40, 4), (9_000, 500)])
+def test_some_images_are_held_out(count: int, held_out: int) -> None:
+    assert int((~seen_in_training(count)).sum()) == held_out
