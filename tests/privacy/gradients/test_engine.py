@@ -226,7 +226,7 @@ def test_half_precision_matches_products_of_the_same_values(
 def test_only_weights_or_only_biases_train(
     setting: tuple[str, str], kind: str, trained: str, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer of which a part is frozen: the kernels are told where the other part goes, and that this one goes nowhere."""
+    """Part of a layer is frozen: kernels are told where the other part goes, and that this one goes nowhere."""
     precision = of_settings(setting, monkeypatch)
     monkeypatch.setattr(engine, "_SMALL", small)
     model, losses = model_and_losses(kind, 10, 1)
