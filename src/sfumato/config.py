@@ -129,7 +129,7 @@ class RunConfig(BaseModel):
             if self.minutes is not None:
                 raise ValueError(f"minutes fixes how long a method trains, and {self.method} does not train")
             if self.public is not None:
-                raise ValueError(f"{self.method} does not learn from public images; leave out public")
+                raise ValueError(f"the method {self.method} does not learn from public images; leave out public")
         if self.method == "spectral":
             if self.public is None:
                 raise ValueError("spectral learns its tokens from public images; give a folder of them with --public")
