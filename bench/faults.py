@@ -7,9 +7,9 @@ noise: random texts, variations and captions from a chat model, images from an i
 that is shown other images, all through HTTP on loopback. `identical` says whether texts, images, captions, embeddings
 and votes of every round are the same to the bit; `failure_rate` and `calls` are of the run with failures, as its server
 counted. Failures: 429 with and without Retry-After, 500, 503, silence beyond the timeout, connections cut before and
-within an answer, answers that are no JSON, no answer or half an image, refusals. Images are drawn by the zoo's
-`portraits`, seen by `efficientnet-lite0`; the chat model fills blanks from a list of words, since what is measured is
-the way to it.
+within an answer, answers that are no JSON, no answer or half an image, refusals. Images are drawn and varied by the
+offline generator, captioned by the offline captioner, seen by `efficientnet-lite0`; the chat model fills blanks from a
+list of words, since what is measured is the way to it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ from sfumato.pretrained.renders import try_generate
 from sfumato.pretrained.wall import for_private, for_released
 
 RATE = 0.3
-TEXTS, FOLDS, ROUNDS, VOTERS = 8, 1, 2, 8
+TEXTS, FOLDS, ROUNDS, VOTERS = 16, 1, 2, 16
 TIMEOUT, SILENCE = 15.0, 16.0  # seconds
-LIBRARY = 128  # portraits, drawn beforehand: a server that is slow by itself would fail more often than is said
 CONCURRENCY = 4
 WORDS = ("red", "green", "blue", "small", "large", "old", "young", "happy", "sad", "tall", "round", "bright", "dark")
 
@@ -56,8 +55,9 @@ WORDS = ("red", "green", "blue", "small", "large", "old", "young", "happy", "sad
 def models() -> Models:
     """Models of this process, to be served."""
     torch.set_num_threads(1)
-    zoo.pull(["portraits", "efficientnet-lite0", "minilm"])
-    portraits: Any = zoo.load("portraits")
+    zoo.pull(zoo.named(["offline"]))
+    painter: Any = zoo.load("clipart")
+    captioner: Any = zoo.load("captioner")
     eyes = zoo.load_image_embedder("efficientnet-lite0")
     reader = zoo.load_text_embedder("minilm")
 
@@ -70,11 +70,10 @@ def models() -> Models:
         given = task.partition(": ")[2].split() if "blanks" in task else ["_"] * 6
         return " ".join(str(random.choice(WORDS)) if word == "_" else word for word in given)
 
-    library = portraits.draw(LIBRARY, seed=0)
     seen: dict[bytes, Any] = {}
 
     def generate(text: str, seed: int) -> Picture:
-        picture: Picture = library[number(text, seed) % LIBRARY]
+        picture: Picture = painter.generate([text], seed)[0]
         return picture
 
     def features(image: Picture) -> Any:
@@ -84,10 +83,11 @@ def models() -> Models:
         return seen[key]
 
     def vary(image: Picture, text: str, strength: float, seed: int) -> Picture:
-        return np.rint((1 - strength) * image + strength * generate(text, seed).astype(float)).astype(np.uint8)
+        picture: Picture = painter.vary_images(image[None], seed, strength, [text])[0]
+        return picture
 
     def caption(image: Picture, prompt: str) -> str:
-        return " ".join(WORDS[place % len(WORDS)] for place in np.argsort(features(image))[-6:])
+        return str(captioner.caption(image[None])[0])
 
     return Models(
         chat=chat,
@@ -103,9 +103,9 @@ def evolve(url: str, voters: Any) -> tuple[str, dict[str, int]]:
     """A digest of everything that the run computes, and what its models counted."""
     connection = Connection(url, timeout=TIMEOUT, concurrency=CONCURRENCY)
     side = voters.shape[-1]
-    texts = FewShotTexts(OpenAIChat("chat", connection), domain="a portrait")
-    generator = OpenAIImageGenerator("portraits", connection, side=side, sends=["seed"])
-    variator = for_released(OpenAIImageVariator("portraits", connection, side=side, sends=["seed", "strength"]))
+    texts = FewShotTexts(OpenAIChat("chat", connection), domain="a drawing")
+    generator = OpenAIImageGenerator("clipart", connection, side=side, sends=["seed"])
+    variator = for_released(OpenAIImageVariator("clipart", connection, side=side, sends=["seed", "strength"]))
     embedder = OpenAIImageEmbedder("eyes", connection, least_side=1)
     digest = hashlib.sha256()
 
@@ -134,9 +134,10 @@ def evolve(url: str, voters: Any) -> tuple[str, dict[str, int]]:
 def measure(rate: float) -> dict[str, Any]:
     """One run."""
     served = models()
-    portraits: Any = zoo.load("portraits")
+    painter: Any = zoo.load("clipart")
+    voters = painter.generate(["a red boat", "a dog"] * (VOTERS // 2), seed=99, fast=True)
     with ModelServer(served, Faults(rate, silence=SILENCE)) as server:
-        digest, usage = evolve(server.url, portraits.draw(VOTERS, seed=99))
+        digest, usage = evolve(server.url, voters)
         failures = Counter(call.failure for call in server.calls if call.failure is not None)
         calls = len(server.calls)
     return {"digest": digest, "calls": calls, "failures": dict(sorted(failures.items())), **usage}
