@@ -81,6 +81,13 @@ def test_chunks_have_one_shape_and_records_are_embedded_once(tmp_path: Path) -> 
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("count", [CHUNK - 1, CHUNK, 2 * CHUNK + 5])
+def test_progress_does_not_tell_how_many_records_there_are(count: int, tmp_path: Path) -> None:
+    told: list[int] = []
+    Features(held([picture(n) for n in range(count)], tmp_path), "light", light, 8, tmp_path, told.append)
+    assert told == [CHUNK * (n + 1) for n in range(count // CHUNK)]
+
+
 def test_an_interrupted_embedding_begins_anew(tmp_path: Path) -> None:
     records = held([picture(n) for n in range(CHUNK + 3)], tmp_path)
 

@@ -45,7 +45,7 @@ class Features:
 
     Guarantee:
         A record's features are what the embedder made of its one chosen image, in a chunk of constant shape. The choice
-        depends on the record and the run's key alone.
+        depends on the record and the run's key alone. `progress` hears of whole chunks only.
 
     Does not cover:
         An embedder whose rows depend on each other; other processes of the same user, who can read the run folder.
@@ -68,7 +68,7 @@ class Features:
             embed: per-record function, public: R records (one image each) to float `(R, dimensions)`.
             dimensions: length of an embedding.
             folder: private folder of the run.
-            progress: told how many records are behind.
+            progress: told how many records are behind, in whole chunks: never the number of all.
 
         Raises:
             InternalError: the function returned anything else.
@@ -92,7 +92,8 @@ class Features:
                 if found.shape != (CHUNK, dimensions) or not found.dtype.is_floating_point:
                     raise InternalError(f"an embedding must be float numbers of shape (records, {dimensions})")
                 into[part] = torch.where(rows.present[:, None], found.float(), 0.0)[: len(part)].numpy()
-                progress(int(part[-1]) + 1)
+                if len(part) == CHUNK:  # the last chunk would tell how many records there are
+                    progress(int(part[-1]) + 1)
         if values is None:
             if isinstance(into, np.memmap):
                 into.flush()
