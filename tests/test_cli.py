@@ -49,17 +49,13 @@ BUDGET = ("--dataset", "cli", "--epsilon", 8, "--delta", 1e-5, "--public-size", 
 
 
 def test_help_names_what_works_and_answers_quickly() -> None:
-    def processor_seconds() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    seconds = []
-    for _ in range(5):
-        before = processor_seconds()
-        text = shell("--help").stdout
-        seconds.append(processor_seconds() - before)
+    shell("--help")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    text = shell("--help").stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert all(command in text for command in COMMANDS)
-    assert min(seconds) < 0.5  # the best of five: other programs fill the caches meanwhile
+    # Processor seconds: what it takes on a machine that does nothing else, whatever this one does beside.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_help_does_not_wait_for_torch() -> None:

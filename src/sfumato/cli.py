@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,13 +12,15 @@ import typer
 from sfumato import __version__
 from sfumato.cli_data import data_app
 from sfumato.cli_evaluate import evaluate
+from sfumato.cli_ledger import Json, LedgerPath, ledger_app
 from sfumato.cli_models import models_app
 from sfumato.cli_pictures import caption, draw
+from sfumato.cli_progress import progress
 from sfumato.errors import SfumatoError, UserError
 
 if TYPE_CHECKING:
     from sfumato.config import RunConfig
-    from sfumato.run import Report, Run
+    from sfumato.run import Run
 
 app = typer.Typer(
     name="sfumato",
@@ -30,15 +28,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-ledger_app = typer.Typer(no_args_is_help=True, help="What was spent on a data set, and its cap.")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 PrivateDir = Annotated[Path, typer.Argument(help="Folder of private images (class sub-folders or metadata.jsonl).")]
 Dataset = Annotated[str | None, typer.Option(help="Name of the private data set; its budget is kept under this name.")]
 Method = Annotated[
@@ -64,7 +60,6 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file wit
 RunDir = Annotated[
     Path | None, typer.Option(help="Private folder of the run.  [default: RELEASE_DIR.run]", show_default=False)
 ]
-LedgerPath = Annotated[Path | None, typer.Option("--ledger", help="Use this ledger file instead of your own.")]
 Minutes = Annotated[
     float | None,
     typer.Option(help="Train for as many steps as the whole run then takes here.  [default: the preset's]"),
@@ -122,8 +117,9 @@ def synthesize(
 
     Example:
 
-        sfumato synthesize clinic/ release/ --dataset clinic-2026 --epsilon 1 --delta 1e-6 --public-size 30000
-        --classes healthy,ill
+        sfumato synthesize clinic/ release/ --dataset clinic-2026 --epsilon 1
+
+    Say what may be known in public with --public-size and --classes; labelled images need their classes.
 
     The budget is spent once. If the run is interrupted, `sfumato resume release.run` finishes it.
     """
@@ -170,24 +166,13 @@ def forecast(
 
     Example:
 
-        sfumato forecast clinic/ --dataset clinic-2026 --epsilon 1 --public-size 30000 --classes healthy,ill
+        sfumato forecast clinic/ --dataset clinic-2026 --epsilon 1
     """
-    from sfumato import forecast as forecasting
-    from sfumato.config import EVOLUTION
+    from sfumato.forecast import forecast_of
     from sfumato.hardware import choose_hardware
 
     resolved = _resolve(_settings(locals()), private_dir, classes_are_public, config)
-    found: Any
-    if resolved.method in EVOLUTION:
-        from sfumato.forecast_evolution import forecast_evolution
-
-        found = forecast_evolution(resolved)
-    elif resolved.method == "spectral":
-        from sfumato.forecast_spectral import forecast_spectral
-
-        found = forecast_spectral(resolved, choose_hardware(device))
-    else:
-        found = forecasting.forecast(resolved, choose_hardware(device))
+    found = forecast_of(resolved, choose_hardware(device))
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
 
 
@@ -227,7 +212,7 @@ def sample(
     from sfumato.hardware import choose_hardware
 
     finished = run.Run(run_dir)
-    with _progress(as_json) as report:
+    with progress(as_json) as report:
         model = run.load_model(finished)
         run.publish(
             finished, run.draw(finished, model, count, seed, report, hardware=choose_hardware(device)), out_dir, report
@@ -283,74 +268,6 @@ def clean(
     typer.echo(run.clean(run.Run(run_dir), everything))
 
 
-@ledger_app.command("show")
-def ledger_show(dataset: str, ledger: LedgerPath = None, as_json: Json = False) -> None:
-    """Show the cap, what was spent and by which runs.
-
-    Example: `sfumato ledger show clinic-2026`
-    """
-    from sfumato import verification
-
-    typer.echo(verification.ledger_report(dataset, ledger, as_json))
-
-
-@ledger_app.command("verify")
-def ledger_verify(
-    dataset: str,
-    against: Annotated[Path | None, typer.Option(help="A release that quotes the ledger's head.")] = None,
-    ledger: LedgerPath = None,
-) -> None:
-    """Check the chain of a ledger, against what a release quotes of it if one is given.
-
-    Example: `sfumato ledger verify clinic-2026 --against release/`
-    """
-    from sfumato import verification
-
-    problems = verification.ledger_problems(dataset, ledger, against)
-    for line in problems:
-        typer.echo(f"PROBLEM  {line}")
-    if problems:
-        raise typer.Exit(1)
-    typer.echo("ok       The chain is whole. Lines cut from its end after the last quoted head cannot be seen.")
-
-
-@ledger_app.command("cap")
-def ledger_cap(
-    dataset: str,
-    epsilon: Annotated[float, typer.Option(help="Most epsilon that all runs together may spend.")],
-    delta: Annotated[float, typer.Option(help="Most delta that all runs together may spend.")],
-    filter_: Annotated[Literal["sum", "renyi"], typer.Option("--filter", help="How runs are added up.")] = "sum",
-    order: Annotated[float | None, typer.Option(help="Renyi order of the filter 'renyi', fixed with the cap.")] = None,
-    ledger: LedgerPath = None,
-) -> None:
-    """Set or raise the cap of a data set.
-
-    Example: `sfumato ledger cap clinic-2026 --epsilon 2 --delta 2e-6`
-    """
-    from sfumato.privacy.ledger import Cap, Ledger
-
-    Ledger.open(dataset, ledger).set_cap(Cap(epsilon, delta, filter_, order))
-    typer.echo(f"The cap of {dataset} is now epsilon {epsilon:g}, delta {delta:g} ({filter_}).")
-
-
-@ledger_app.command("import")
-def ledger_import(
-    dataset: str,
-    epsilon: Annotated[float, typer.Option(help="What was spent.")],
-    delta: Annotated[float, typer.Option(help="What was spent.")],
-    description: Annotated[str, typer.Option(help="Where: one line.")],
-    ledger: LedgerPath = None,
-) -> None:
-    """Enter what other software spent on the same data.
-
-    Example: `sfumato ledger import clinic-2026 --epsilon 0.5 --delta 1e-6 --description "2025 survey"`
-    """
-    from sfumato.privacy.ledger import Ledger
-
-    Ledger.open(dataset, ledger).import_(epsilon, delta, description)
-    typer.echo(f"Entered epsilon {epsilon:g}, delta {delta:g} on the ledger of {dataset}.")
-
-
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The run settings among a command's arguments, by their names in `RunConfig`; what was not given is left out."""
     names = ("dataset", "method", "epsilon", "delta", "unit", "public_size", "count", "minutes")
@@ -397,7 +314,7 @@ def _finish(started: Run, device: str, as_json: bool) -> None:
     from sfumato import run
     from sfumato.hardware import choose_hardware
 
-    with _progress(as_json, started.folder) as report:
+    with progress(as_json, started.folder) as report:
         out = run.finish(started, report, hardware=choose_hardware(device))
     if out is None:
         typer.echo(f"The model is in {started.folder}.")
@@ -415,38 +332,6 @@ def _print_release(out: Path, as_json: bool) -> None:
         for sentence in statement["sentences"]:
             typer.echo(f"- {sentence}")
         typer.echo(f"\nThe release is in {out}; open {out / 'report.html'}.")
-
-
-@contextmanager
-def _progress(quiet: bool, folder: Path | None = None) -> Iterator[Report]:
-    """Progress bars on standard error, and JSON lines in the run folder for other programs."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars: dict[str, Any] = {}
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet) as progress:
-
-        def report(stage: str, done: int, of: int | None) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=of)
-            progress.update(bars[stage], completed=done)
-            if folder is not None and folder.is_dir():
-                with open(
-                    folder / "progress.jsonl", "a", opener=lambda path, flags: os.open(path, flags, 0o600)
-                ) as file:
-                    file.write(
-                        json.dumps({"time": round(time.time(), 2), "stage": stage, "done": done, "of": of}) + "\n"
-                    )
-
-        yield report
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sfumato.cli_progress import progress
 from sfumato.errors import PrivacyRefusal, UserError
 
 
@@ -60,7 +61,6 @@ def evaluate(
             "say so; give --look to agree."
         )
     from sfumato import evaluation
-    from sfumato.cli import _progress
     from sfumato.measure.features import NETWORKS
     from sfumato.measure.recipes import CLASSIFIERS
     from sfumato.report.evaluation import summarise
@@ -70,7 +70,7 @@ def evaluate(
     if len(known) < len(wanted):
         raise UserError(f"--classifiers {classifiers!r} is not 'none' or some of {','.join(CLASSIFIERS)}.")
     run = release_dir.with_name(release_dir.name + ".run")
-    with _progress(as_json) as report:
+    with progress(as_json) as report:
         facts = evaluation.evaluate_release(
             release_dir,
             private,

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from sfumato.config import RunConfig
+from sfumato.config import EVOLUTION, RunConfig
 from sfumato.hardware import Hardware, choose_hardware
 from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.run import make_plan
 from sfumato.speed import Speed, measure_speed, seconds_beside_training, with_steps
+
+
+class AnyForecast(Protocol):
+    """What every method's forecast can do."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for scripts."""
+
+
+def forecast_of(config: RunConfig, hardware: Hardware | None = None) -> AnyForecast:
+    """Prices a run of any method; opens no private file."""
+    if config.method in EVOLUTION:
+        from sfumato.forecast_evolution import forecast_evolution
+
+        return forecast_evolution(config)
+    if config.method == "spectral":
+        from sfumato.forecast_spectral import forecast_spectral
+
+        return forecast_spectral(config, hardware)
+    return forecast(config, hardware)
 
 
 @dataclass(frozen=True)
@@ -56,15 +76,7 @@ class Forecast:
 
     def __str__(self) -> str:
         lines = [
-            f"Guarantee: epsilon {self.plan.planned_epsilon:g}, delta {self.plan.delta:g} for one {self.plan.unit}"
-        ]
-        for row in self.plan.describe():
-            rate = "" if row.sampling_rate is None else f", sampling rate {row.sampling_rate:.4g}"
-            lines.append(
-                f"  {row.name}: {row.what}, {row.attempts} attempt(s){rate}, noise multiplier "
-                f"{row.noise_multiplier:g}, {row.share:.0%} of mu^2"
-            )
-        lines += [
+            *self.plan.in_words(),
             f"Network: {self.parameters:,} trained parameters; noise of norm {self.noise_per_step:.3g} per step in a "
             "mean gradient of norm at most 1",
             f"Speed: {self.rows_per_second:,.0f} rows a second here, so about {self.training_minutes:.1f} minutes of "

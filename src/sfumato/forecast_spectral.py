@@ -103,17 +103,9 @@ class SpectralForecast:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"Guarantee: epsilon {self.plan.planned_epsilon:g}, delta {self.plan.delta:g} for one {self.plan.unit}"
-        ]
-        for row in self.plan.describe():
-            rate = "" if row.sampling_rate is None else f", sampling rate {row.sampling_rate:.4g}"
-            lines.append(
-                f"  {row.name}: {row.what}, {row.attempts} attempt(s){rate}, noise multiplier "
-                f"{row.noise_multiplier:g}, {row.share:.0%} of mu^2"
-            )
         speed = self.speed
-        lines += [
+        lines = [
+            *self.plan.in_words(),
             f"Private stage: {self.tokens} tokens a record; {speed.parameters:,} parameters move ({speed.trained}); "
             f"noise of norm {self.noise:.3g} in the mean of all gradients, whose norm is at most 1",
             f"Speed: {speed.rows_per_second:,.0f} records a second here, so about {self.training_minutes:.1f} minutes "

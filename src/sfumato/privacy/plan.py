@@ -251,6 +251,20 @@ class Plan:
             for touch in self.touches
         ]
 
+    def in_words(self) -> list[str]:
+        """The guarantee and a line a touch, for people.
+
+        *Guarantee:* public values of the plan only. *Does not cover:* what was executed; the statement says that.
+        """
+        lines = [f"Guarantee: epsilon {self.planned_epsilon:g}, delta {self.delta:g} for one {self.unit}"]
+        for row in self.describe():
+            rate = "" if row.sampling_rate is None else f", sampling rate {row.sampling_rate:.4g}"
+            lines.append(
+                f"  {row.name}: {row.what}, {row.attempts} attempt(s){rate}, noise multiplier "
+                f"{row.noise_multiplier:g}, {row.share:.0%} of mu^2"
+            )
+        return lines
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; `from_json` restores it exactly, floats to the last bit."""
         touches = [{"kind": touch.kind, **dataclasses.asdict(touch)} for touch in self.touches]
