@@ -127,14 +127,10 @@ def consume(_: Tensor) -> None:
     """A step returns nothing."""
 
 
-class _Learner:
-    """As much of a learner as the crew asks for."""
+class _Learner(NamedTuple):
+    """As much of a learner as a crew asks for that is given losses."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def loss(self, model: nn.Module, rows: Any) -> Tensor:
-        raise NotImplementedError
+    model: nn.Module
 
 
 def crew_of(task: Task, precision: str) -> Crew:

@@ -3,7 +3,7 @@
     python bench/fashion_mnist.py --epsilon 1 --minutes 40
 
 Training goes on over as many cells as it needs; a cell that is cut off costs the run the step it was at, as any kill
-does. Everything lies in `bench/work/`, apart from the results. The epsilon is that of the run's statement.
+does. Everything lies in `bench/scratch/`, apart from the results. The epsilon is that of the run's statement.
 
 Last line: {"epsilon": .., "minutes": .., "logistic": .., "mlp": .., "cnn": .., "wrn": .., "mean": .., "max": ..,
 "real": .., "frechet": ..}. Accuracies are of the real test images, from one run; `mean` and `max` are over the four
@@ -33,7 +33,7 @@ from sfumato.measure.frechet import frechet_distance
 from sfumato.measure.recipes import CLASSIFIERS
 from sfumato.measure.utility import evaluate, read_folder
 
-WORK = Path(__file__).parent / "work"
+SCRATCH = Path(__file__).parent / "scratch"
 PUBLIC = ("openclipart", "glyphs", "shapes")
 PART = 35 * 60  # seconds of training in one cell
 FRECHET_IMAGES = 10_000
@@ -42,7 +42,7 @@ FRECHET_IMAGES = 10_000
 def place(options: argparse.Namespace) -> Path:
     """Folder of one run; release, run folder and ledger lie in it."""
     public = "public" if options.public else "alone"
-    return WORK / f"fashion-mnist-{options.epsilon:g}-{options.minutes:g}-{public}-{options.number}"
+    return SCRATCH / f"fashion-mnist-{options.epsilon:g}-{options.minutes:g}-{public}-{options.number}"
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             *("--ledger", str(folder / "ledger.jsonl"), "--method", "privimage", "--epsilon", f"{options.epsilon:g}"),
             *("--delta", "1e-5", "--public-size", "60000", "--classes-are-public", "--count", "60000"),
             *("--minutes", f"{options.minutes:g}", "--public-ground", "dark"),
-            *(word for name in PUBLIC if options.public for word in ("--public", str(WORK / "data" / name))),
+            *(word for name in PUBLIC if options.public for word in ("--public", str(SCRATCH / "data" / name))),
             *(("--config", str(options.config)) if options.config else ()),
         ]
     process = subprocess.Popen([sys.executable, "-m", "sfumato", *command])
@@ -77,10 +77,10 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 def fetch_all(options: argparse.Namespace) -> Path:
     """Brings what the run reads; returns the folder of Fashion-MNIST."""
     for name in PUBLIC if options.public else ():
-        if not (WORK / "data" / name / "SOURCE.json").exists():
-            fetch(name, WORK / "data" / name)
-    fetch("fashion-mnist", WORK / "data" / "fashion-mnist")
-    return WORK / "data" / "fashion-mnist"
+        if not (SCRATCH / "data" / name / "SOURCE.json").exists():
+            fetch(name, SCRATCH / "data" / name)
+    fetch("fashion-mnist", SCRATCH / "data" / "fashion-mnist")
+    return SCRATCH / "data" / "fashion-mnist"
 
 
 def classify(options: argparse.Namespace, classifier: str) -> dict[str, Any]:

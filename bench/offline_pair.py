@@ -36,7 +36,7 @@ from sfumato.pretrained.clipart import ClipartGenerator
 from sfumato.pretrained.interfaces import Images
 
 TRAINING = Path(__file__).parents[1] / "training"
-WORK = Path(__file__).parent / "work" / "offline-pair"
+SCRATCH = Path(__file__).parent / "scratch" / "offline-pair"
 PROMPTS = (
     "a red apple", "a cartoon cat", "a sailing boat", "a yellow star", "a house", "a dog", "a blue car",
     "a green tree", "a purple flower", "a pizza", "a bird", "a fish", "an airplane", "a smiling face", "a red heart",
@@ -131,7 +131,7 @@ def captions(options: argparse.Namespace) -> Any:
     from captioner import measured
 
     torch.set_num_threads(1)
-    return measured(options.pairs, WORK / "captioner")
+    return measured(options.pairs, SCRATCH / "captioner")
 
 
 def size(options: argparse.Namespace) -> Any:
@@ -175,6 +175,6 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=Path, default=WORK / "pairs", help="what training/pairs.py wrote")
+    parser.add_argument("--pairs", type=Path, default=SCRATCH / "pairs", help="what training/pairs.py wrote")
     parser.add_argument("--weights", type=Path, help="folder of the weights (default: those that come with Sfumato)")
     run("offline_pair", cells, summary, settings={"seed": SEED, "each": EACH}, parser=parser)

@@ -6,7 +6,7 @@
 
 Pictures are 64 x 64 colour portraits of people who do not exist, drawn by the generator `portraits` of the zoo. Private
 are draws whose latents lie on one side of three declared random directions; public are draws from all of latent space.
-Both are made anew in `bench/work/` and never leave it.
+Both are made anew in `bench/scratch/` and never leave it.
 
 Cost is the time of one epoch of private training, tokenising included, with as many trained parameters (within 10 %),
 the same records a step, engine and precision. Quality is the Frechet distance of equal numbers of images from private
@@ -54,7 +54,7 @@ from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
 
-WORK = Path(__file__).parent / "work" / "spectral"
+SCRATCH = Path(__file__).parent / "scratch" / "spectral"
 SIDE, PRIVATE, PUBLIC, UNSEEN = 64, 20_000, 20_000, 5_000
 SEED, DIRECTIONS = 20_260_101, 3
 RUNS = (1, 2, 3)
@@ -72,10 +72,10 @@ SETTINGS = {"side": SIDE, "private": PRIVATE, "public": PUBLIC, "unseen": UNSEEN
 
 def portraits() -> dict[str, Path]:
     """Folders of private, public and unseen private portraits, drawn once."""
-    folders = {name: WORK / name for name in ("private", "public", "unseen")}
-    if (WORK / "DRAWN").exists():
+    folders = {name: SCRATCH / name for name in ("private", "public", "unseen")}
+    if (SCRATCH / "DRAWN").exists():
         return folders
-    shutil.rmtree(WORK, ignore_errors=True)
+    shutil.rmtree(SCRATCH, ignore_errors=True)
     generator: Any = zoo.load_image_source("portraits")
     directions = np.random.default_rng(SEED).standard_normal((DIRECTIONS, generator.latent_dimensions))
     latents = generator.latents(12 * (PRIVATE + UNSEEN), SEED)
@@ -86,7 +86,7 @@ def portraits() -> dict[str, Path]:
         folders[name].mkdir(parents=True)
         for number, face in enumerate(generator.draw_from(chosen)):
             Image.fromarray(face.transpose(1, 2, 0)).save(folders[name] / f"{number:05}.png")
-    (WORK / "DRAWN").touch()
+    (SCRATCH / "DRAWN").touch()
     return folders
 
 
@@ -167,7 +167,7 @@ def _settings(method: str, epsilon: str, number: int, **changes: Any) -> dict[st
 
 
 def _place(method: str, epsilon: str, number: int, name: str = "") -> Path:
-    return WORK / "runs" / f"{name or method}-{epsilon}-{number}".replace(" ", "-")
+    return SCRATCH / "runs" / f"{name or method}-{epsilon}-{number}".replace(" ", "-")
 
 
 def private_run(method: str, epsilon: str, number: int, name: str = "", **changes: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from sfumato.pretrained.clipart import ClipartGenerator
 from sfumato.pretrained.interfaces import Embeddings, Identity, Images
 from sfumato.privacy.noise import Noise, TestNoise
 
-WORK = Path(__file__).parent / "work" / "spti"
+SCRATCH = Path(__file__).parent / "scratch" / "spti"
 PRIVATE, SIDE, SEED = 20_000, 64, 20_261_122
 SHARES = {
     "openmoji/animals-nature": 0.38,
@@ -69,7 +69,7 @@ LATENCY, CONCURRENCY = 0.2, 64
 
 def private_folder() -> Path:
     """Draws the private set, once."""
-    folder = WORK / "private"
+    folder = SCRATCH / "private"
     if (folder / "metadata.jsonl").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,7 +91,7 @@ def _drawings() -> dict[str, list[tuple[Path, str]]]:
     """Files and captions by subject."""
     found: dict[str, list[tuple[Path, str]]] = {subject: [] for subject in SHARES}
     for short, name in (("openmoji", "openmoji"), ("tuxpaint", "tuxpaint-stamps")):
-        folder = datasets.fetch(name, WORK / "sources" / name, archives=WORK / "archives")
+        folder = datasets.fetch(name, SCRATCH / "sources" / name, archives=SCRATCH / "archives")
         for line in (folder / "metadata.jsonl").read_text().splitlines():
             entry = json.loads(line)
             subject = f"{short}/{entry['label']}"
@@ -122,7 +122,7 @@ def private() -> tuple[Embeddings, NDArray[np.int64], list[str]]:
     """Features of the private pictures by the measuring embedder, their subjects, their true captions."""
     folder, names = private_folder(), list(SHARES)
     entries = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    file = WORK / f"{MEASURED_BY}.npy"
+    file = SCRATCH / f"{MEASURED_BY}.npy"
     if not file.exists():
         pictures = (np.asarray(Image.open(folder / entry["file_name"])).transpose(2, 0, 1) for entry in entries)
         np.save(file, features(np.stack(list(pictures))))
@@ -158,7 +158,7 @@ def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) 
     else:
         models["variator"] = painter
         own |= {"population": PE_POPULATION}
-    folder = WORK / f"{method}-{epsilon}-{seed}{'' if noise is None else '-no-noise'}.run"
+    folder = SCRATCH / f"{method}-{epsilon}-{seed}{'' if noise is None else '-no-noise'}.run"
     shutil.rmtree(folder, ignore_errors=True)
     ledger = folder.with_suffix(".ledger.jsonl")
     ledger.unlink(missing_ok=True)
@@ -248,13 +248,13 @@ WALL = {"rounds": 3, "population": 128, "variations": 6}
 
 def wall() -> dict[str, float]:
     """Ours and the reference, each against its own service; the private pictures are 500 of the set."""
-    some = WORK / "some"
+    some = SCRATCH / "some"
     if not some.exists():
         some.mkdir(parents=True)
         for file in sorted(private_folder().glob("*.png"))[:500]:
             shutil.copy(file, some)
     ours = Service()
-    folder, ledger = WORK / "wall.run", WORK / "wall.ledger.jsonl"
+    folder, ledger = SCRATCH / "wall.run", SCRATCH / "wall.ledger.jsonl"
     shutil.rmtree(folder, ignore_errors=True)
     ledger.unlink(missing_ok=True)
     models = dict.fromkeys(("texts", "images", "embedder"), ours)

@@ -14,7 +14,7 @@ from tests.registries import PROJECT, WHEEL, only_index, pin_of, write_wheel
 
 from sfumato._home import home
 from sfumato.errors import UserError
-from sfumato.pretrained import _cache, zoo
+from sfumato.pretrained import _cache, _catalogue, zoo
 from sfumato.pretrained._networks import read_torch
 from sfumato.pretrained.interfaces import ImageSource
 from sfumato.pretrained.portraits import network
@@ -164,12 +164,12 @@ def test_bundled_models_are_here_without_a_network(offline: None) -> None:
         bundled = zoo.entry(name)
         assert bundled.is_bundled
         assert bundled.is_pulled
-        assert zoo.pull([name], begin=lambda _: pytest.fail("it was here already")) == [zoo.BUNDLED]
+        assert zoo.pull([name], begin=lambda _: pytest.fail("it was here already")) == [_catalogue.BUNDLED]
         assert len(bundled.identity.sha256) == 64
         assert bundled.download_bytes == 0
 
 
 def test_a_missing_bundled_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "BUNDLED", tmp_path)
+    monkeypatch.setattr(_catalogue, "BUNDLED", tmp_path)
     with pytest.raises(UserError, match="comes with Sfumato but is missing; install Sfumato anew"):
         zoo.load("captioner")

@@ -158,6 +158,23 @@ class PublicImages:
         number = {name: index for index, name in enumerate(classes)}
         return PublicSet(images, np.array([number[name] for name in names], dtype=np.int64), classes)
 
+    def read_again(self, known: Sequence[dict[str, Any]], spec: ImageSpec) -> PublicSet:
+        """As `read`, for a run that began with the sets `known` (`to_facts` of their identities).
+
+        Raises:
+            UserError: as `read`; or the folders are not what they were.
+        """
+        self.check()
+        if to_facts(self.identities()) != list(known):
+            raise UserError(
+                "The public images are not what they were when this run began, so it cannot be resumed; restore them."
+            )
+        return self.read(spec)
+
+    def decides(self, known: Sequence[dict[str, Any]], spec: ImageSpec) -> list[Any]:
+        """Everything that decides what `read_again` gives, JSON values: names what is kept for further runs."""
+        return [[one["sha256"] for one in known], self.ground, self.fit, asdict(spec)]
+
     def _by_folder(self) -> Iterator[tuple[Path, list[tuple[str | None, Entry]]]]:
         """Entries with class names; among several folders a name begins with the set's name, or its number."""
         names = [_origin(folder)[0] for folder in self.folders]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfumato.methods.denoising import Image, Shape
+from sfumato.methods.presets import filled
 from sfumato.methods.pretraining import PretrainingConfig
 from sfumato.methods.semantic import SemanticConfig
 from sfumato.nets.ddpmpp import DDPMppShape
@@ -139,8 +140,7 @@ class PrivImageConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _filled_by_preset(cls, given: Any) -> Any:
-        preset = PRESETS.get(given.get("preset", "laptop")) if isinstance(given, dict) else None
-        return given if preset is None else _merged(preset, given)
+        return filled(PRESETS, given, "laptop")
 
     @model_validator(mode="after")
     def _consistent(self) -> PrivImageConfig:
@@ -182,12 +182,3 @@ class PrivImageConfig(BaseModel):
             return DDPMppShape(channels, height, classes, **self.ddpmpp.model_dump())
         guide = 4 * channels if self.warm_share else 0
         return UNetShape(4 * channels, guide, classes, self.width, self.blocks)
-
-
-def _merged(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What is given, and the preset's value for what is not; groups of settings one by one."""
-    merged = preset | given
-    for name, values in preset.items():
-        if isinstance(values, dict) and isinstance(given.get(name), dict):
-            merged[name] = values | given[name]
-    return merged

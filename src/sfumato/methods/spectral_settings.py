@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sfumato.methods.presets import filled
 from sfumato.nets.adapters import Trained
 from sfumato.nets.autoregressive import Condition, Taste
 from sfumato.nets.tokenizer import TokenizerShape
@@ -190,8 +191,7 @@ class SpectralConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _filled_by_preset(cls, given: Any) -> Any:
-        preset = PRESETS.get(given.get("preset", "laptop")) if isinstance(given, dict) else None
-        return given if preset is None else _merged(preset, given)
+        return filled(PRESETS, given, "laptop")
 
     @model_validator(mode="after")
     def _consistent(self) -> SpectralConfig:
@@ -272,12 +272,3 @@ class SpectralConfig(BaseModel):
     def expected_batch(self, size: int | None) -> float:
         """Records of a step, on average; public."""
         return self.sampling_rate(size) * size if size else float(self.batch)
-
-
-def _merged(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What is given, and the preset's value for what is not; groups of settings one by one."""
-    merged = preset | given
-    for name, values in preset.items():
-        if isinstance(values, dict) and isinstance(given.get(name), dict):
-            merged[name] = values | given[name]
-    return merged

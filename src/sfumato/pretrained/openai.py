@@ -11,6 +11,7 @@ A service may change a model behind its name, which no checksum shows; the ident
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -250,7 +251,7 @@ class OpenAIImageVariator(OpenAIImageGenerator):
         return _renders(answers, self.side)
 
 
-class _Embedder(RemoteModel):
+class _Embedder(RemoteModel, ABC):
     """Vectors through embeddings."""
 
     @cached_property
@@ -261,8 +262,9 @@ class _Embedder(RemoteModel):
             raise ServiceError(f"{self.endpoint.url} gives no usable embedding; check that {self.model} is for this.")
         return len(as_vector(answer))
 
+    @abstractmethod
     def _probe(self) -> Request:
-        raise NotImplementedError
+        """A request that shows a public item."""
 
     def _vectors(self, count: int, request: Callable[[int], Request]) -> Embeddings:
         """`(count, dimensions)`; a row of NaN where a private item got no answer.

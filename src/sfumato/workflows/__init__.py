@@ -7,7 +7,7 @@ method. A new method is a file in `methods/`, a file here, and a name in `_HOMES
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -53,6 +53,15 @@ class Drawn(NamedTuple):
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     texts: list[str] | None = None
+
+
+def gathered(parts: Iterable[NDArray[np.uint8]], count: int, report: Report) -> NDArray[np.uint8]:
+    """`count` images that come in parts, as one array `(count, C, H, W)`."""
+    found: list[NDArray[np.uint8]] = []
+    for part in parts:
+        found.append(part)
+        report("sampling", sum(map(len, found)), count)
+    return np.concatenate(found)
 
 
 class Workflow(Protocol):

@@ -20,7 +20,7 @@ from sfumato.methods.population import Population, images_of, to_size
 from sfumato.pretrained.renders import Renders
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
-from sfumato.workflows import Drawn, Report, Work
+from sfumato.workflows import Drawn, Report, Work, gathered
 
 TOLD = 12
 """Captions in a report."""
@@ -87,13 +87,11 @@ class EvolutionWorkflow:
 
         upscaler = models["upscaler"] if settings.upscaler else None
         finish = partial(to_size, upscaler=upscaler, size=settings.release_size)
-        parts = []
         own = seed == config.seed
-        for part in images_of(model, places, more, as_they_are=own, part=settings.part, finish=finish):
-            parts.append(part)
-            report("drawing images", sum(map(len, parts)), count)
+        parts = images_of(model, places, more, as_they_are=own, part=settings.part, finish=finish)
+        pixels = gathered(parts, count, report)
         texts = [model.texts[place] for place in places]
-        return Drawn(np.concatenate(parts), model.labels[places] if classes else None, texts if any(texts) else None)
+        return Drawn(pixels, model.labels[places] if classes else None, texts if any(texts) else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Every model, and that prompts were public."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sfumato._home import home
 from sfumato.config import RunConfig
-from sfumato.data.public import PublicIdentity, PublicSet, to_facts
-from sfumato.errors import UserError
+from sfumato.data.public import PublicIdentity, to_facts
 from sfumato.hardware import Hardware
 from sfumato.methods import privimage
 from sfumato.methods.privimage import PublicStart, read_selection
@@ -19,7 +18,7 @@ from sfumato.methods.privimage_model import PrivImageModel
 from sfumato.methods.semantic import public_classes
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
-from sfumato.workflows import Drawn, Report, Work
+from sfumato.workflows import Drawn, Report, Work, gathered
 
 
 class PrivImageWorkflow:
@@ -69,23 +68,11 @@ class PrivImageWorkflow:
         Raises:
             UserError: when they are read, if they are not what they were when the run began.
         """
-        config, known = work.config, work.facts.get("public")
-        if config.public is None:
+        if work.config.public is None:
             return None
-        images = config.public.images()
-
-        def read() -> PublicSet:
-            images.check()
-            if to_facts(images.identities()) != known:
-                raise UserError(
-                    "The public images are not what they were when this run began, so it cannot be resumed; restore "
-                    "them."
-                )
-            return images.read(config.image.spec())
-
-        digests = [one["sha256"] for one in known or ()]
-        decides = [digests, images.ground, images.fit, config.image.model_dump(mode="json")]
-        return PublicStart(read, decides, work.folder, home() / "classifiers")
+        images, known, spec = work.config.public.images(), work.facts["public"], work.config.image.spec()
+        read = partial(images.read_again, known, spec)
+        return PublicStart(read, images.decides(known, spec), work.folder, home() / "classifiers")
 
     def load(self, work: Work, not_private: bool) -> PrivImageModel:
         """Reads the model."""
@@ -98,11 +85,8 @@ class PrivImageWorkflow:
         """Samples the network."""
         classes = len(work.config.classes or ())
         labels = torch.arange(count) % max(classes, 1)
-        parts = []
-        for part in model.sample(labels, seed, hardware):
-            parts.append(part.numpy())
-            report("sampling", sum(map(len, parts)), count)
-        return Drawn(np.concatenate(parts), labels.numpy() if classes else None)
+        pixels = gathered((part.numpy() for part in model.sample(labels, seed, hardware)), count, report)
+        return Drawn(pixels, labels.numpy() if classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Public sets, and what grouped them."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sfumato._home import home
 from sfumato.config import RunConfig
-from sfumato.data.public import PublicIdentity, PublicSet, to_facts
-from sfumato.errors import UserError
+from sfumato.data.public import PublicIdentity, to_facts
 from sfumato.hardware import Hardware
 from sfumato.methods import spectral
 from sfumato.methods.privimage_model import stamped
@@ -22,7 +21,7 @@ from sfumato.methods.spectral_model import SpectralModel, upscaler
 from sfumato.pretrained.interfaces import Identity, TextEmbedder
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
-from sfumato.workflows import Drawn, Report, Work
+from sfumato.workflows import Drawn, Report, Work, gathered
 
 
 class SpectralWorkflow:
@@ -70,11 +69,8 @@ class SpectralWorkflow:
         """Samples coarse tokens and adds detail."""
         classes = len(work.config.classes or ())
         labels = torch.arange(count) % classes if classes else torch.full((count,), -1)
-        parts = []
-        for part in model.sample(labels, seed, hardware):
-            parts.append(part.numpy())
-            report("sampling", sum(map(len, parts)), count)
-        return Drawn(np.concatenate(parts), labels.numpy() if classes else None)
+        pixels = gathered((part.numpy() for part in model.sample(labels, seed, hardware)), count, report)
+        return Drawn(pixels, labels.numpy() if classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Public sets and pretrained models, a sentence each."""
@@ -100,20 +96,11 @@ def public_side(config: RunConfig, folder: Path, known: list[dict[str, Any]]) ->
         UserError: when they are read, if they are not what they were; or if the text embedder has not been pulled.
     """
     assert config.public is not None
-    images = config.public.images()
-
-    def read() -> PublicSet:
-        images.check()
-        if to_facts(images.identities()) != known:
-            raise UserError(
-                "The public images are not what they were when this run began, so it cannot be resumed; restore them."
-            )
-        return images.read(config.image.spec())
-
-    decides = [[one["sha256"] for one in known], images.ground, images.fit, config.image.model_dump(mode="json")]
+    images, spec = config.public.images(), config.image.spec()
+    decides = images.decides(known, spec)
     embedder = _text_embedder(config)
     return PublicSide(
-        read,
+        partial(images.read_again, known, spec),
         decides if embedder is None else [*decides, asdict(embedder.identity)],
         folder,
         home() / "spectral",
