@@ -136,7 +136,7 @@ def captions(options: argparse.Namespace) -> Any:
 
 def size(options: argparse.Namespace) -> Any:
     """Of all weights that come with Sfumato."""
-    folder = options.weights or zoo.BUNDLED
+    folder = options.weights or zoo.entry("clipart").folder
     return {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
 
 

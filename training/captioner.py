@@ -33,7 +33,7 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from wordsets import names, with_general, word_set
+from wordsets import names, own_words, with_general, word_set
 
 from sfumato._files import write_atomic
 from sfumato.data import datasets
@@ -86,10 +86,12 @@ class Vocabulary:
     Attributes:
         words: the commonest first.
         said: 1 where a picture may be called a word, `(N, words)`.
+        own: 1 where people called it so; the rest of `said` is implied, as "bird" is by "owl".
     """
 
     words: list[str]
     said: NDArray[np.float32]
+    own: NDArray[np.float32]
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> Vocabulary:
@@ -101,7 +103,7 @@ class Vocabulary:
             for word in found:
                 groups[word].add(row["group"])
         words = [w for w, count in counts.most_common() if count >= LEAST and len(groups[w]) >= LEAST_GROUPS]
-        return cls(words, marked(sets, words))
+        return cls(words, marked(sets, words), marked([own_words(row) for row in rows], words))
 
 
 def marked(sets: Sequence[Sequence[str]], words: Sequence[str]) -> NDArray[np.float32]:
@@ -215,13 +217,23 @@ def held_out(pairs: Pairs, vocabulary: Vocabulary, reduction: Reduction) -> dict
         heads = learned(reduction, pairs.seen, vocabulary, folds != fold)
         ranks[folds == fold] = ranked(heads, pairs.seen[folds == fold])
     clipart = np.array([row["source"] == "openclipart" for row in pairs.rows])
-    figures = {}
+    figures: dict[str, float] = {}
     for name, rows in (("caption", clipart | True), ("clipart", clipart), ("emoji", ~clipart)):
-        figures[f"{name}_top1"], figures[f"{name}_top5"] = recall(ranks[rows], vocabulary.said[rows])
+        figures |= _figures(name, ranks[rows], vocabulary.own[rows], vocabulary.said[rows])
     return figures
 
 
-def unseen(heads: Heads, words: Sequence[str], name: str, cache: Path) -> tuple[float, float]:
+def _figures(
+    name: str, ranks: NDArray[np.int64], own: NDArray[np.float32], said: NDArray[np.float32]
+) -> dict[str, float]:
+    """Recall of the words that people gave, and (`general`) of these and what they imply."""
+    figures: dict[str, float] = {}
+    for kind, right in (("", own), ("general_", said)):
+        figures[f"{name}_{kind}top1"], figures[f"{name}_{kind}top5"] = recall(ranks, right)
+    return figures
+
+
+def unseen(heads: Heads, words: Sequence[str], prefix: str, name: str, cache: Path) -> dict[str, float]:
     """Recall on a collection in another style; right is a word of its caption, its tags or its folder's name."""
     folder = datasets.fetch(name, cache / name, archives=cache / "archives")
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
@@ -232,13 +244,15 @@ def unseen(heads: Heads, words: Sequence[str], name: str, cache: Path) -> tuple[
     for row in rows:
         said = re.sub(r"[^a-z ]+", " ", row["text"].lower()).split()
         pairs = [" ".join(pair) for pair in pairwise(said)]
-        sets.append(with_general(names([*said, *pairs, row["label"].replace("-", " "), *row["tags"]])))
-    return recall(ranked(heads, seen(drawings, cache / f"{name}.npz")), marked(sets, words))
+        sets.append(names([*said, *pairs, row["label"].replace("-", " "), *row["tags"]]))
+    ranks = ranked(heads, seen(drawings, cache / f"{name}.npz"))
+    return _figures(prefix, ranks, marked(sets, words), marked([with_general(one) for one in sets], words))
 
 
 def measured(pairs_folder: Path, cache: Path) -> dict[str, float]:
     """`caption_top1`, `caption_top5` on held-out artists; `unseen_top1`, `unseen_top5` of the shipped captioner on the
-    stamps of Tux Paint; the same on OpenMoji.
+    stamps of Tux Paint; the same on OpenMoji. Right are the words that people gave a picture; with `general_` in the
+    name, what these imply is right too.
 
     Args:
         pairs_folder: that training/pairs.py wrote.
@@ -246,14 +260,14 @@ def measured(pairs_folder: Path, cache: Path) -> dict[str, float]:
     """
     zoo.pull(["efficientnet-lite0"])
     pairs = Pairs.read(pairs_folder, cache)
-    words, heads = read(zoo.BUNDLED / FILE)
+    words, heads = read(zoo.entry("captioner").folder / FILE)
     return held_out(pairs, Vocabulary.of(pairs.rows), Reduction.of(pairs.seen)) | _elsewhere(heads, words, cache)
 
 
 def _elsewhere(heads: Heads, words: Sequence[str], cache: Path) -> dict[str, float]:
-    figures = {}
+    figures: dict[str, float] = {}
     for prefix, name in zip(("unseen", "openmoji"), UNSEEN, strict=True):
-        figures[f"{prefix}_top1"], figures[f"{prefix}_top5"] = unseen(heads, words, name, cache)
+        figures |= unseen(heads, words, prefix, name, cache)
     return figures
 
 
@@ -279,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, help="folder that training/pairs.py wrote")
     parser.add_argument("--cache", type=Path, help="folder for downloads and features (default: PAIRS/captioner)")
-    parser.add_argument("--out", type=Path, default=zoo.BUNDLED / FILE)
+    parser.add_argument("--out", type=Path, default=zoo.entry("captioner").folder / FILE)
     options = parser.parse_args()
     cache = options.cache or options.pairs / "captioner"
     zoo.pull(["efficientnet-lite0"])

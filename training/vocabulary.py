@@ -62,7 +62,7 @@ def main() -> None:
     """Writes the captions and their vectors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, help="folder that training/pairs.py wrote")
-    parser.add_argument("--out", type=Path, default=zoo.BUNDLED / FILE)
+    parser.add_argument("--out", type=Path, default=zoo.entry("clipart").folder / FILE)
     options = parser.parse_args()
     zoo.pull(["minilm"])
     with (options.pairs / "pairs.jsonl").open() as lines:

@@ -175,13 +175,18 @@ def with_general(words: Iterable[str]) -> list[str]:
     return found
 
 
-def word_set(row: Mapping[str, Any]) -> list[str]:
-    """The words that a pair may be called by: those of its title first, then its keywords, then what they imply."""
+def own_words(row: Mapping[str, Any]) -> list[str]:
+    """The words that people gave a pair: those of its title first, then its keywords."""
     title = str(row["title"])
     keywords = row["keywords"]
     if row["category"] == "computer":  # a folder of icons for programs; few show one
         keywords = [word for word in keywords if word != "computer"]
-    return with_general(names([title, *title.split(), *keywords]))
+    return names([title, *title.split(), *keywords])
+
+
+def word_set(row: Mapping[str, Any]) -> list[str]:
+    """The words that a pair may be called by: its own, then what they imply."""
+    return with_general(own_words(row))
 
 
 def names(phrases: Iterable[str]) -> list[str]:
