@@ -46,13 +46,16 @@ def _ballots(
     records: PrivateRecords | Features, touch: HistogramTouch, attempt: int, votes: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the records of a chunk vote for, and which of them there are."""
-    with torch.inference_mode():
-        if isinstance(records, Features):
-            for voters in records._chunks():
-                yield votes(voters), voters.present
-        else:
-            for rows, _ in records._chunks(np.arange(records._size()), CHUNK, 1, touch.name, attempt):
-                yield votes(rows), rows.present
+    if isinstance(records, Features):
+        for voters in records._chunks():
+            with torch.inference_mode():
+                ballot = votes(voters)
+            yield ballot, voters.present
+    else:
+        for rows, _ in records._chunks(np.arange(records._size()), CHUNK, 1, touch.name, attempt):
+            with torch.inference_mode():
+                ballot = votes(rows)
+            yield ballot, rows.present
 
 
 def noisy_histogram(
