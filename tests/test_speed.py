@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from sfumato.config import validated
+from sfumato.config import RunConfig, validated
 from sfumato.errors import UserError
 from sfumato.hardware import choose_hardware
-from sfumato.speed import READ_PER_SECOND, Speed, in_time, measure_speed, seconds_beside_training, with_steps
+from sfumato.speed import (
+    READ_PER_SECOND,
+    Speed,
+    in_time,
+    measure_speed,
+    seconds_beside_training,
+    settled,
+    wide_pays,
+    with_steps,
+)
 from tests.small_set import settings
 
 SPEED = Speed(parameters=1000, rows_per_second=500.0, pictures_per_second=50.0)
@@ -68,3 +77,56 @@ def test_a_trial_on_this_machine() -> None:
     assert 10 < measure_speed(taught, choose_hardware()).votes_per_second < float("inf")
     without_classes = validated(settings(classes=None, classes_origin=None))
     assert 0 < measure_speed(without_classes, choose_hardware()).parameters < speed.parameters
+
+
+def free(**changes: object) -> RunConfig:
+    """A run that leaves batch, steps and draws open."""
+    image = {"height": 28, "width": 28}
+    return validated(settings(**{"public_size": 60_000, "image": image, "privimage": {}} | changes))
+
+
+QUICK = Speed(parameters=98_000, rows_per_second=3000.0, pictures_per_second=1000.0, votes_per_second=1e5)
+
+
+@pytest.mark.parametrize("minutes", [10.0, 40.0])
+def test_what_was_left_open_fills_the_minutes(minutes: float) -> None:
+    config, speed = settled(free(minutes=minutes, epsilon=10.0), choose_hardware(), QUICK)
+    assert speed == QUICK
+    method = config.privimage
+    training = method.batch * method.steps * method.draws / speed.rows_per_second
+    total = training + seconds_beside_training(config, speed)
+    assert 0.85 * 60 * minutes < total <= 0.95 * 60 * minutes
+
+
+def test_epsilon_decides_what_time_is_spent_on() -> None:
+    weak, strong = (settled(free(minutes=40.0, epsilon=e), choose_hardware(), QUICK)[0].privimage for e in (10.0, 1.0))
+    assert weak.steps > 5 * strong.steps
+    assert weak.draws == 1 < strong.draws
+    assert strong.chunk * strong.draws <= 256
+
+
+def test_what_a_user_sets_stays() -> None:
+    method = {"batch": 512, "width": [8, 8]}
+    given = validated(settings(public_size=60_000, minutes=10.0, privimage=method))
+    config, _ = settled(given, choose_hardware(), QUICK)
+    assert (config.privimage.batch, config.privimage.draws, config.privimage.width) == (512, 1, (8, 8))
+    lessons = free(minutes=40.0, privimage={"pretraining": {"steps": 7}}, public={"folders": ["somewhere"]})
+    assert settled(lessons, choose_hardware(), QUICK)[0].privimage.pretraining.steps == 7
+
+
+def test_longer_runs_have_longer_lessons() -> None:
+    config, _ = settled(free(minutes=40.0, public={"folders": ["somewhere"]}), choose_hardware(), QUICK)
+    assert config.privimage.pretraining.steps == int(0.1 * 2400 * 3000 / 256)
+
+
+def test_without_minutes_epsilon_still_decides() -> None:
+    weak, strong = (in_time(free(epsilon=e)).privimage for e in (10.0, 1.0))
+    assert (weak.batch, weak.steps, weak.draws) == (2048, 160, 1)
+    assert strong.batch < 1600
+
+
+def test_the_larger_network_is_for_weak_noise_and_much_time() -> None:
+    weak = free(minutes=40.0, epsilon=10.0)
+    assert wide_pays(weak, 5e6, 223_000)
+    assert not wide_pays(weak, 5e5, 223_000)
+    assert not wide_pays(free(minutes=40.0, epsilon=1.0), 5e6, 223_000)

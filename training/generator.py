@@ -77,10 +77,10 @@ class Material:
         self.partners = Partners(pictures["item"], self.forms, pictures["latents"], self.first)
         weights = np.ones(len(rows))
         for number, row in enumerate(rows):
-            for word, weight in WEIGHTS.items():
-                if word in row["category"]:
-                    weights[number] = weight
-                    break
+            if row.get("drop"):
+                weights[number] = 0.0
+                continue
+            weights[number] = next((weight for word, weight in WEIGHTS.items() if word in row["category"]), 1.0)
         self.order = np.cumsum(weights / weights.sum())
 
     def batch(self, size: int, random: np.random.Generator) -> tuple[Tensor, Condition]:

@@ -51,6 +51,11 @@ Classes = Annotated[str | None, typer.Option(help="Class names that are public, 
 ClassesArePublic = Annotated[
     bool, typer.Option("--classes-are-public", help="Declare the names of the private sub-folders to be public.")
 ]
+ClassShares = Annotated[
+    str | None,
+    typer.Option(help="How many of each class: uniform, bought (by a touch), or public shares such as 0.7,0.3."),
+]
+Preset = Annotated[str | None, typer.Option(help="The method's settings: laptop or paper.  [default: laptop]")]
 Count = Annotated[int | None, typer.Option(help="Images to make.  [default: 10000]")]
 Size = Annotated[
     str | None, typer.Option(help="Height x width of the images, such as 28x28.  [default: 28x28; others: 64x64]")
@@ -100,6 +105,8 @@ def synthesize(
     public_size: PublicSize = None,
     classes: Classes = None,
     classes_are_public: ClassesArePublic = False,
+    class_shares: ClassShares = None,
+    preset: Preset = None,
     count: Count = None,
     size: Size = None,
     channels: Channels = None,
@@ -130,7 +137,7 @@ def synthesize(
     settings = _settings(locals())
     folder = run_dir or release_dir.with_name(release_dir.name + ".run")
     run.check_folders(private_dir, release_dir, folder)
-    resolved = in_time(_resolve(settings, private_dir, classes_are_public, config), choose_hardware(device))
+    resolved = in_time(_resolve(settings, private_dir, classes_are_public, config, preset), choose_hardware(device))
     started = run.prepare(resolved, private_dir, release_dir, folder, run.make_plan(resolved))
     _finish(started, device, as_json)
 
@@ -147,6 +154,8 @@ def forecast(
     public_size: PublicSize = None,
     classes: Classes = None,
     classes_are_public: ClassesArePublic = False,
+    class_shares: ClassShares = None,
+    preset: Preset = None,
     count: Count = None,
     size: Size = None,
     channels: Channels = None,
@@ -171,7 +180,7 @@ def forecast(
     from sfumato.forecast import forecast_of
     from sfumato.hardware import choose_hardware
 
-    resolved = _resolve(_settings(locals()), private_dir, classes_are_public, config)
+    resolved = _resolve(_settings(locals()), private_dir, classes_are_public, config, preset)
     found = forecast_of(resolved, choose_hardware(device))
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
 
@@ -277,6 +286,8 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if given["classes"] is not None:
         settings["classes"] = [name.strip() for name in given["classes"].split(",")]
         settings["classes_origin"] = "listed"
+    if given["class_shares"] is not None:
+        settings["class_shares"] = _shares(given["class_shares"])
     if given["allow_private_to"]:
         settings["allow_private_to"] = list(given["allow_private_to"])
     image: dict[str, Any] = {}
@@ -295,7 +306,20 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     return settings | ({"image": image} if image else {}) | ({"public": public} if public else {})
 
 
-def _resolve(settings: dict[str, Any], private: Path, classes_are_public: bool, file: Path | None) -> RunConfig:
+def _shares(text: str) -> str | list[float]:
+    if text in ("uniform", "bought"):
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"--class-shares {text!r} is neither uniform nor bought, nor a list of numbers such as 0.7,0.3."
+        ) from error
+
+
+def _resolve(
+    settings: dict[str, Any], private: Path, classes_are_public: bool, file: Path | None, preset: str | None
+) -> RunConfig:
     from sfumato.config import read_config
     from sfumato.data.folder import class_folders
 
@@ -304,7 +328,7 @@ def _resolve(settings: dict[str, Any], private: Path, classes_are_public: bool, 
             raise UserError("Give --classes or --classes-are-public, not both.")
         settings["classes"] = class_folders(private)
         settings["classes_origin"] = "folder names"
-    resolved = read_config(file, settings)
+    resolved = read_config(file, settings, preset)
     if resolved.public is not None:
         resolved.public.images().check(private)
     return resolved

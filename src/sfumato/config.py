@@ -68,6 +68,8 @@ class RunConfig(BaseModel):
         public_size: number of records as the user declares it to be public, or None.
         classes: declared class names, or None for an unconditional run.
         classes_origin: how they were declared.
+        class_shares: of the released images: "uniform", declared to be public (a number a class, adding up to 1), or
+            "bought" by a noisy histogram of labels.
         count: images to release.
         seed: of public randomness only (initial weights, sampling); noise cannot be seeded.
         minutes: how long the run may take; the number of training steps then follows from a speed trial.
@@ -88,6 +90,7 @@ class RunConfig(BaseModel):
     public_size: int | None = Field(None, ge=1)
     classes: tuple[str, ...] | None = None
     classes_origin: Literal["listed", "folder names"] | None = None
+    class_shares: Literal["uniform", "bought"] | tuple[float, ...] = "uniform"
     count: int = Field(10_000, ge=1, le=10_000_000)
     seed: int = Field(0, ge=0)
     minutes: float | None = Field(None, gt=0, le=1_000_000)
@@ -145,17 +148,35 @@ class RunConfig(BaseModel):
                 raise ValueError("a class is named twice")
         return self
 
+    @model_validator(mode="after")
+    def _shares_of_classes(self) -> RunConfig:
+        if self.class_shares == "uniform":
+            return self
+        if self.classes is None:
+            raise ValueError("class_shares needs classes; give their names with --classes")
+        if self.method in EVOLUTION:
+            raise ValueError(f"votes decide how many images of a class {self.method} makes; leave out class_shares")
+        if self.class_shares != "bought":
+            shares = self.class_shares
+            if len(shares) != len(self.classes) or min(shares) < 0 or abs(math.fsum(shares) - 1) > 1e-6:
+                raise ValueError(
+                    f"class_shares must be {len(self.classes)} numbers, one a class in their order, none negative, "
+                    "that add up to 1"
+                )
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """The resolved settings, complete."""
         return self.model_dump(mode="json")
 
 
-def read_config(file: Path | None, overrides: dict[str, Any]) -> RunConfig:
+def read_config(file: Path | None, overrides: dict[str, Any], preset: str | None = None) -> RunConfig:
     """Settings from a YAML or JSON file, with what the command line says on top.
 
     Args:
         file: YAML or JSON, or None.
         overrides: values by name; None means "not given".
+        preset: of the method that the settings name, in place of the file's.
 
     Raises:
         UserError: unreadable file, unknown key, or a value that is not allowed; one sentence that names it.
@@ -175,6 +196,10 @@ def read_config(file: Path | None, overrides: dict[str, Any]) -> RunConfig:
             values[name] = values[name] | value
         elif value is not None:
             values[name] = value
+    if preset is not None:
+        name = str(values.get("method", "privimage")).replace("-", "_")
+        method = values.get(name)
+        values[name] = (method if isinstance(method, dict) else {}) | {"preset": preset}
     return validated(values)
 
 

@@ -9,9 +9,11 @@ import torch
 
 from sfumato.config import EVOLUTION, RunConfig
 from sfumato.hardware import Hardware, choose_hardware
+from sfumato.methods.denoising import multiply_adds_of
+from sfumato.methods.published import QUERY_MULTIPLIER, renyi_multiplier
 from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.run import make_plan
-from sfumato.speed import Speed, measure_speed, seconds_beside_training, with_steps
+from sfumato.speed import Speed, seconds_beside_training, settled
 
 
 class AnyForecast(Protocol):
@@ -41,6 +43,10 @@ class Forecast:
     Attributes:
         plan: the calibrated touches.
         parameters: trained parameters.
+        multiply_adds: of one forward pass of one picture.
+        operations: floating-point operations of private training; a step costs about three forward passes.
+        renyi_multiplier: noise multiplier of training that Renyi accounting asks for, as in the published runs; the
+            plan's, from privacy loss distributions, is smaller for the same guarantee.
         noise_per_step: Euclidean norm of the noise in the mean gradient, whose signal has norm at most the clip norm.
         rows_per_second: measured here on random images.
         training_minutes: expected duration of private training on this machine.
@@ -51,6 +57,9 @@ class Forecast:
 
     plan: Plan
     parameters: int
+    multiply_adds: int
+    operations: float
+    renyi_multiplier: float
     noise_per_step: float
     rows_per_second: float
     training_minutes: float
@@ -66,6 +75,9 @@ class Forecast:
             "plan": self.plan.to_json(),
             "shares": self.plan.shares(),
             "parameters": self.parameters,
+            "multiply_adds": self.multiply_adds,
+            "operations": self.operations,
+            "renyi_multiplier": self.renyi_multiplier,
             "noise_per_step": self.noise_per_step,
             "rows_per_second": self.rows_per_second,
             "training_minutes": self.training_minutes,
@@ -75,10 +87,14 @@ class Forecast:
         }
 
     def __str__(self) -> str:
+        (ours,) = (touch.noise_multiplier for touch in self.plan.touches if isinstance(touch, TrainingTouch))
         lines = [
             *self.plan.in_words(),
-            f"Network: {self.parameters:,} trained parameters; noise of norm {self.noise_per_step:.3g} per step in a "
-            "mean gradient of norm at most 1",
+            f"Noise multiplier of training: {ours:.4g}; Renyi accounting, which priced the papers' runs, asks for "
+            f"{self.renyi_multiplier:.4g}",
+            f"Network: {self.parameters:,} trained parameters, {self.multiply_adds / 1e6:,.0f} million multiply-adds a "
+            f"picture, {self.operations:.2g} operations in private training; noise of norm {self.noise_per_step:.3g} "
+            "per step in a mean gradient of norm at most 1",
             f"Speed: {self.rows_per_second:,.0f} rows a second here, so about {self.training_minutes:.1f} minutes of "
             f"private training and {self.total_minutes:.1f} in all; {self.memory_megabytes:,.0f} MB for gradients",
         ]
@@ -87,9 +103,8 @@ class Forecast:
 
 def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed | None = None) -> Forecast:
     """Prices a run; tries the machine's speed on random images if it is not given."""
-    speed = speed or measure_speed(config, hardware or choose_hardware())
-    config = with_steps(config, speed)
-    plan, method = make_plan(config), config.privimage
+    config, speed = settled(config, hardware or choose_hardware(), speed)
+    plan, method, image = make_plan(config), config.privimage, config.image.spec().shape
     (touch,) = (touch for touch in plan.touches if isinstance(touch, TrainingTouch))
     size = config.public_size
     batch = touch.sampling_rate * size if size else method.batch
@@ -103,10 +118,20 @@ def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed |
     noise = touch.noise_multiplier * (1 + touch.slack) / batch * speed.parameters**0.5
     if noise > 1:
         notes.append("The noise is larger than any gradient can be: use more records, fewer steps or more epsilon.")
+    multiply_adds = multiply_adds_of(method.shape(image, len(config.classes or ())), image)
     training = batch * method.draws * method.steps / speed.rows_per_second
     return Forecast(
         plan=plan,
         parameters=speed.parameters,
+        multiply_adds=multiply_adds,
+        operations=6.0 * multiply_adds * batch * method.draws * method.steps,
+        renyi_multiplier=renyi_multiplier(
+            touch.sampling_rate,
+            touch.steps,
+            config.epsilon,
+            config.delta,
+            QUERY_MULTIPLIER if config.public is not None else None,
+        ),
         noise_per_step=noise,
         rows_per_second=speed.rows_per_second,
         training_minutes=training / 60,

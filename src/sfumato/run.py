@@ -263,7 +263,7 @@ def draw(
     *,
     hardware: Hardware | None = None,
 ) -> Samples:
-    """Samples `count` images with equal class shares. Free: post-processing.
+    """Samples `count` images, in the class shares of the settings. Free: post-processing.
 
     Args:
         run: a finished run.
@@ -301,7 +301,7 @@ def statement(run: Run) -> PrivacyStatement:
         declared={
             "classes": list(config.classes) if config.classes else None,
             "classes_origin": config.classes_origin and f"declared public by the user ({config.classes_origin})",
-            "class_shares": "uniform",
+            "class_shares": config.class_shares,
             "image": config.image.model_dump(mode="json"),
         },
         public_inputs=workflow(config.method).public_inputs(run.work),

@@ -1,6 +1,6 @@
-"""How fast this machine is at the parts of a run, tried on random images; and how many steps fit into given minutes.
+"""How fast this machine is at the parts of a run, tried on random images; and what training then fits into its time.
 
-Both happen before the first touch and read no private file, so the number of steps stays a public constant of the plan.
+Both happen before the first touch and read no private file, so what is chosen stays a public constant of the plan.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import torch
 from sfumato.config import RunConfig
 from sfumato.errors import UserError
 from sfumato.hardware import Hardware, choose_hardware
-from sfumato.methods.denoising import DenoisingLearner, Schedule, View, draw_pictures
+from sfumato.methods.denoising import DenoisingLearner, Schedule, View, draw_pictures, network_of
 from sfumato.methods.privimage import WARM_BATCH
+from sfumato.methods.privimage_settings import WIDER, PrivImageConfig
 from sfumato.methods.semantic import BATCH, DEFAULT_CLUSTERS
 from sfumato.nets.classifier import ConvNet
+from sfumato.privacy.accounting import gaussian_mu
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
@@ -27,7 +29,10 @@ READ_PER_SECOND = 2_000
 """Small images that intake reads in a second on two cores; a guess, because trying it would open the folder."""
 
 _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
+_LESSONS = 0.1  # of the minutes: public pretraining
+_LEAST_STEPS, _LEAST_BATCH = 10, 128
 _PICTURES = 256
+_PRESET = PrivImageConfig()
 
 
 class Speed(NamedTuple):
@@ -108,42 +113,136 @@ def seconds_beside_training(config: RunConfig, speed: Speed) -> float:
     seconds += method.warm_steps * WARM_BATCH / speed.rows_per_second
     if config.public is not None:
         seconds += method.pretraining.steps * method.pretraining.batch / speed.rows_per_second
+    if config.public is not None and method.selection == "semantic":
         # A step of training costs about three forward passes; a classifier from the cache costs none.
         seconds += (3 * method.semantic.steps * BATCH + size) / speed.votes_per_second
     return seconds
 
 
+def settled(config: RunConfig, hardware: Hardware, speed: Speed | None = None) -> tuple[RunConfig, Speed]:
+    """The settings with everything that follows from epsilon and minutes, and the speed that they will meet here.
+
+    What a user set is kept. Without minutes, training may take as many rows as the preset's; with them, as many as make
+    the whole run take about that long on this machine, pretraining a tenth of it. All steps are planned and charged;
+    nothing stops a run that is slower than its trial.
+
+    Args:
+        config: of PrivImage.
+        hardware: where the run will compute.
+        speed: of these settings, if it is known.
+
+    Raises:
+        UserError: not even 10 steps fit into the minutes.
+    """
+    tried = speed is None
+    speed = speed or measure_speed(config, hardware)
+    config = _lessons_in_time(config, speed)
+    if not _open(config):
+        return with_steps(config, speed), speed
+    if tried and config.minutes is not None:
+        wide = config.privimage.model_copy(update={"width": WIDER})
+        if wide_pays(config, _rows(config, speed) / 2, _parameters(config, wide)):
+            config = _with(config, wide)
+            speed = measure_speed(config, hardware)
+        chosen = proportioned(config, _rows(config, speed), speed.parameters)
+        if chosen.privimage.draws > 1:  # rows of one record cost less
+            speed = measure_speed(chosen, hardware)
+    return proportioned(config, _rows(config, speed), speed.parameters), speed
+
+
+def proportioned(config: RunConfig, rows: float, parameters: int) -> RunConfig:
+    """The settings with batch, steps and draws that follow from a budget of rows and the declared size."""
+    size, mu = _size_and_mu(config)
+    return _with(config, config.privimage.proportioned(rows, size, mu, parameters))
+
+
+def wide_pays(config: RunConfig, rows: float, parameters: int) -> bool:
+    """Whether the larger network, which trains so many parameters, pays."""
+    size, mu = _size_and_mu(config)
+    return config.privimage.wider_pays(rows, size, mu, parameters)
+
+
+def _size_and_mu(config: RunConfig) -> tuple[int, float]:
+    mu = config.privimage.training_mu(gaussian_mu(config.epsilon, config.delta), config.public is not None)
+    return config.public_size or 1, mu
+
+
+def _open(config: RunConfig) -> bool:
+    return config.method == "privimage" and config.public_size is not None and config.privimage.open
+
+
+def _with(config: RunConfig, method: PrivImageConfig) -> RunConfig:
+    return config.model_copy(update={"privimage": method})
+
+
+def _lessons_in_time(config: RunConfig, speed: Speed) -> RunConfig:
+    """Pretraining of a tenth of the minutes, if that is longer than the preset's and nobody said how long."""
+    lessons = config.privimage.pretraining
+    if config.minutes is None or config.public is None or "steps" in lessons.model_fields_set:
+        return config
+    steps = int(_LESSONS * 60 * config.minutes * speed.rows_per_second / lessons.batch)
+    longer = lessons.model_copy(update={"steps": max(steps, lessons.steps)})
+    return _with(config, config.privimage.model_copy(update={"pretraining": longer}))
+
+
+def _parameters(config: RunConfig, method: PrivImageConfig) -> int:
+    shape = method.shape(config.image.spec().shape, len(config.classes or ()))
+    return sum(parameter.numel() for parameter in network_of(shape, 0).parameters())
+
+
+def _rows(config: RunConfig, speed: Speed) -> float:
+    """Rows of private training that there is time for."""
+    if config.minutes is None:
+        return float(_PRESET.batch * _PRESET.steps)
+    left = _seconds_left(config, speed)
+    if left * speed.rows_per_second < _LEAST_STEPS * _LEAST_BATCH:
+        needed = config.minutes + (_LEAST_STEPS * _LEAST_BATCH / speed.rows_per_second - left) / 60
+        raise _too_short(config.minutes, needed)
+    return left * speed.rows_per_second
+
+
+def _seconds_left(config: RunConfig, speed: Speed) -> float:
+    return 60 * (config.minutes or 0.0) * (1 - _RESERVE) - seconds_beside_training(config, speed)
+
+
+def _too_short(minutes: float, needed: float) -> UserError:
+    return UserError(
+        f"{minutes:g} minutes are too few for these settings on this machine: at least {needed:.1f} are needed, or "
+        "a smaller batch or network."
+    )
+
+
 def with_steps(config: RunConfig, speed: Speed) -> RunConfig:
     """The settings with as many training steps as make the whole run take about `config.minutes` on this machine.
 
-    Without minutes they are returned as they are. All steps are planned and charged; nothing stops a run that is slower
-    than its trial.
+    Without minutes they are returned as they are.
 
     Raises:
         UserError: not even 10 steps fit.
     """
     if config.minutes is None:
         return config
-    method, minutes = config.privimage, config.minutes
+    method = config.privimage
     batch = method.sampling_rate(config.public_size) * config.public_size if config.public_size else method.batch
-    left = 60 * minutes * (1 - _RESERVE) - seconds_beside_training(config, speed)
+    left = _seconds_left(config, speed)
     steps = int(left * speed.rows_per_second / (batch * method.draws))
-    if steps < 10:
-        needed = (60 * minutes - left + 10 * batch * method.draws / speed.rows_per_second) / 60
-        raise UserError(
-            f"{minutes:g} minutes are too few for these settings on this machine: at least {needed:.1f} are needed, or "
-            "a smaller batch or network."
-        )
-    return config.model_copy(update={"privimage": method.model_copy(update={"steps": steps})})
+    if steps < _LEAST_STEPS:
+        needed = config.minutes + (_LEAST_STEPS * batch * method.draws / speed.rows_per_second - left) / 60
+        raise _too_short(config.minutes, needed)
+    return _with(config, method.model_copy(update={"steps": steps}))
 
 
 def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
-    """`with_steps` by a trial now, where minutes were given."""
-    if config.minutes is None:
-        return config
+    """The settings as the run will have them: `settled`, by a trial now where one is needed."""
     hardware = hardware or choose_hardware()
-    if config.method == "spectral":
+    if config.method == "spectral" and config.minutes is not None:
         from sfumato.forecast_spectral import measure_spectral_speed, with_spectral_steps
 
         return with_spectral_steps(config, measure_spectral_speed(config, hardware))
-    return with_steps(config, measure_speed(config, hardware))
+    if config.method != "privimage":
+        return config
+    if config.minutes is not None:
+        return settled(config, hardware)[0]
+    if not _open(config):
+        return config
+    return proportioned(config, _PRESET.batch * _PRESET.steps, _parameters(config, config.privimage))

@@ -8,7 +8,7 @@ from tests.methods.test_clusters import pictures
 
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import Network, row_losses, to_bands
-from sfumato.methods.pretraining import Examples, PretrainingConfig, chosen_examples, pretrain
+from sfumato.methods.pretraining import Examples, PretrainingConfig, chosen_examples, lot_of_examples, pretrain
 from sfumato.nets.unet import UNet, UNetShape
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -74,3 +74,15 @@ def test_a_seed_decides_and_labels_are_dropped() -> None:
     initial = start.state_dict()["film.weight"][:, :2]
     assert torch.allclose(hidden["film.weight"][:, :2], initial, atol=1e-9), "no label is ever seen"
     assert not torch.allclose(one["film.weight"][:, :2], initial, atol=1e-5)
+
+
+def test_a_lot_takes_its_share_without_a_condition() -> None:
+    pixels, _ = pictures(200)
+    found = lot_of_examples(PretrainingConfig(guides=8), pixels, 0.25, seed=3)
+    assert len(found.pixels) == 50
+    assert set(found.labels.tolist()) == {-1}
+    known = {picture.tobytes() for picture in pixels}
+    assert {picture.tobytes() for picture in found.pixels.numpy()} < known
+    other = lot_of_examples(PretrainingConfig(guides=8), pixels, 0.25, seed=4)
+    assert not torch.equal(found.pixels, other.pixels)
+    assert len(lot_of_examples(PretrainingConfig(guides=8), pixels, 1.0, seed=3).pixels) == 200

@@ -235,3 +235,18 @@ def test_the_published_settings_run(private: Path, public: Path, tmp_path: Path)
     model = run.load_model(begun)
     assert model.prototypes is None
     assert sum(p.numel() for p in model.network.parameters()) > 1_000
+
+
+@pytest.mark.parametrize("selection", ["random", "all"])
+def test_images_that_nobody_asked_for(selection: str, private: Path, public: Path, tmp_path: Path) -> None:
+    begun = start(private, public, tmp_path, privimage=METHOD | {"selection": selection})
+    stages: list[str] = []
+    out = run.finish(begun, lambda stage, done, of: stages.append(stage))
+    assert out is not None
+    assert "pretraining on public images" in stages
+    assert not {"classifier of public images", "semantic query"}.intersection(stages)
+    statement = json.loads((out / "privacy.json").read_text())
+    assert statement["executed"] == {"warm start": 1, "fine-tuning": 5}
+    assert "60 public images 'drawn'" in statement["text"]
+    assert "public_classes" not in statement["released"]
+    assert not (begun.folder / "selection.json").exists()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.hardware import Hardware
 from sfumato.nets.ddpmpp import DDPMpp, DDPMppShape
@@ -80,6 +81,18 @@ def network_of(shape: Shape, seed: int) -> Network:
         torch.manual_seed(seed)
         network = DDPMpp(shape) if isinstance(shape, DDPMppShape) else UNet(shape)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def multiply_adds_of(shape: Shape, image: Image) -> int:
+    """Multiply-adds of matrix products and convolutions in one forward pass of one picture."""
+    with torch.device("meta"):
+        network = DDPMpp(shape) if isinstance(shape, DDPMppShape) else UNet(shape)
+    view = View.of(shape)
+    seen = torch.empty(1, *view.size(image), device="meta")
+    label = torch.zeros(1, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(seen, torch.empty(1, device="meta"), label, seen if view.guided else None)
+    return int(counter.get_total_flops()) // 2
 
 
 @dataclass(frozen=True)

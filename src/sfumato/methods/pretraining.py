@@ -81,8 +81,28 @@ def chosen_examples(
     members = [np.flatnonzero(np.isin(public, row)) for row in chosen]
     picked = np.concatenate(members)
     labels = np.repeat(np.arange(len(chosen)) if conditional else np.full(len(chosen), -1), list(map(len, members)))
-    pictures = torch.from_numpy(pixels[picked])
-    groups = torch.from_numpy(cluster(pixels[picked], max(1, min(config.guides, len(picked) // LEAST_IN_GROUP)), seed))
+    return _with_guides(config, pixels[picked], labels, seed)
+
+
+def lot_of_examples(config: PretrainingConfig, pixels: NDArray[np.uint8], share: float, seed: int) -> Examples:
+    """A share of the public pictures, drawn by lot, without a condition; for comparison with chosen ones.
+
+    Args:
+        config: settings.
+        pixels: all public pictures, uint8 `(N, C, H, W)`.
+        share: of them, in (0, 1].
+        seed: public.
+    """
+    count = max(1, round(share * len(pixels)))
+    picked = np.sort(np.random.default_rng(seed).permutation(len(pixels))[:count])
+    return _with_guides(config, pixels[picked], np.full(count, -1), seed)
+
+
+def _with_guides(
+    config: PretrainingConfig, pixels: NDArray[np.uint8], labels: NDArray[np.int64], seed: int
+) -> Examples:
+    pictures = torch.from_numpy(pixels)
+    groups = torch.from_numpy(cluster(pixels, max(1, min(config.guides, len(pixels) // LEAST_IN_GROUP)), seed))
     sums = torch.zeros(int(groups.max()) + 1, *pictures.shape[1:]).index_add_(0, groups, _scaled(pictures))
     means = sums / torch.bincount(groups)[:, None, None, None]
     return Examples(pictures, torch.from_numpy(labels), groups, means)

@@ -32,7 +32,7 @@ from sfumato.data.public import PublicSet
 from sfumato.data.release import contact_sheet
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import DenoisingLearner, Image, Schedule, Shape
-from sfumato.methods.pretraining import chosen_examples, pretrain
+from sfumato.methods.pretraining import Examples, chosen_examples, lot_of_examples, pretrain
 from sfumato.methods.privimage_model import PrivImageModel, guides_of, stamped
 from sfumato.methods.privimage_settings import FINE_TUNING, WARM_START, PrivImageConfig
 from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes
@@ -88,7 +88,7 @@ def fit(
         seed: of the public randomness (initial weights, public training); never of noise.
         hardware: where to compute.
         progress: told about every stage.
-        public: the public images, if the plan holds a semantic query.
+        public: the public images, if there are any.
     """
     begun = session.latest(FINE_TUNING) is not None  # then its state holds all that came before
     shape = config.shape(image, classes)
@@ -151,6 +151,33 @@ def _learn_from_public(
     if pretrained.exists():
         return load_file(pretrained)
     images = public.read()
+    if config.selection == "semantic":
+        examples = _asked_for(config, session, public, images, shape, seed, hardware, progress)
+    else:
+        share = config.semantic.kept if config.selection == "random" else 1.0
+        examples = lot_of_examples(config.pretraining, images.pixels, share, seed)
+    # 3. Pretraining.
+    weights: dict[str, Tensor] = {}
+    for step, network in pretrain(config.pretraining, shape, examples, seed=seed, hardware=hardware):
+        progress("pretraining on public images", step, config.pretraining.steps)
+        if step == config.pretraining.steps:
+            weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+            facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
+            write_atomic(pretrained, save(weights, facts), mode=0o600)
+    return weights
+
+
+def _asked_for(
+    config: PrivImageConfig,
+    session: Session,
+    public: PublicStart,
+    images: PublicSet,
+    shape: Shape,
+    seed: int,
+    hardware: Hardware,
+    progress: Progress,
+) -> Examples:
+    """The public images that the private ones ask for."""
     model = semantic_model(
         config.semantic,
         images,
@@ -170,16 +197,7 @@ def _learn_from_public(
     # 2. Selection.
     chosen = model.choose(config.semantic, votes)
     _keep_selection(public.folder, not session.noise.private, model, votes, chosen, images.pixels)
-    # 3. Pretraining.
-    examples = chosen_examples(config.pretraining, images.pixels, model.labels, chosen, shape.classes > 0, seed)
-    weights: dict[str, Tensor] = {}
-    for step, network in pretrain(config.pretraining, shape, examples, seed=seed, hardware=hardware):
-        progress("pretraining on public images", step, config.pretraining.steps)
-        if step == config.pretraining.steps:
-            weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-            facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
-            write_atomic(pretrained, save(weights, facts), mode=0o600)
-    return weights
+    return chosen_examples(config.pretraining, images.pixels, model.labels, chosen, shape.classes > 0, seed)
 
 
 SELECTION = "selection.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sfumato.methods.denoising import Image, Shape
 from sfumato.methods.presets import filled
 from sfumato.methods.pretraining import PretrainingConfig
+from sfumato.methods.proportions import noise, proportions
 from sfumato.methods.semantic import SemanticConfig
 from sfumato.nets.ddpmpp import DDPMppShape
 from sfumato.nets.diffusion import Sampler
@@ -18,6 +20,12 @@ from sfumato.privacy.gradients.engine import rounding_slack
 from sfumato.privacy.plan import Request, SumRequest, TrainingRequest
 
 WARM_START, FINE_TUNING = "warm start", "fine-tuning"
+CHOSEN = ("batch", "steps", "draws")
+"""Settings that follow from epsilon and time where a user sets none of them."""
+
+WIDER = (32, 64)
+"""Width of the U-Net where noise and time allow it."""
+_WIDER_NOISE, _WIDER_ROWS = 0.2, 2e6
 
 PRESETS = MappingProxyType(
     {
@@ -82,6 +90,9 @@ class SamplerConfig(BaseModel):
 class PrivImageConfig(BaseModel):
     """Settings of the method; the defaults are the `laptop` preset, tuned for two cores and 28x28 images.
 
+    Where the number of records is declared, and none of batch, steps and draws is set, they follow from epsilon and
+    from the time there is (`proportioned`).
+
     Attributes:
         preset: values for whatever is not set; `paper` are the published settings.
         network: the small U-Net on Haar bands, or the published DDPM++ on pixels.
@@ -106,6 +117,8 @@ class PrivImageConfig(BaseModel):
         sampler: how pictures are drawn.
         mixed: share of a release that the warm start's class models draw themselves: blurred pictures that help some
             classifiers.
+        selection: which public images pretrain the network: those that the "semantic" query chooses, as many at
+            "random", or "all"; the last two ask the private images nothing, and show public ones without a label.
         semantic: the semantic query.
         pretraining: on public images.
     """
@@ -134,6 +147,7 @@ class PrivImageConfig(BaseModel):
     chunk: int = Field(128, ge=1)
     sampler: SamplerConfig = SamplerConfig()
     mixed: float = Field(0.0, ge=0, le=1)
+    selection: Literal["semantic", "random", "all"] = "semantic"
     semantic: SemanticConfig = SemanticConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
 
@@ -154,12 +168,41 @@ class PrivImageConfig(BaseModel):
         """Poisson rate, from public values."""
         return self.rate_without_size if size is None else min(1.0, self.batch / size)
 
+    @property
+    def open(self) -> bool:
+        """Whether batch, steps and draws are left to be chosen."""
+        return self.preset == "laptop" and not self.model_fields_set.intersection(CHOSEN)
+
+    def training_mu(self, mu: float, public: bool) -> float:
+        """What is left of the budget `mu` for training."""
+        query = self.semantic.share if public and self.selection == "semantic" else 0.0
+        return mu * math.sqrt(1 - self.warm_share - query)
+
+    def proportioned(self, rows: float, size: int, mu: float, parameters: int) -> PrivImageConfig:
+        """Batch, steps and draws for a budget of rows, see `proportions`; the chunk shrinks with the draws.
+
+        Args:
+            rows: that time allows.
+            size: declared number of records.
+            mu: that training may spend.
+            parameters: trained.
+        """
+        found = proportions(rows, size, mu, parameters)
+        chunk = self.chunk if "chunk" in self.model_fields_set else max(8, self.chunk // found.draws)
+        return self.model_copy(update={**found._asdict(), "chunk": chunk})
+
+    def wider_pays(self, rows: float, size: int, mu: float, parameters: int) -> bool:
+        """Whether a U-Net of `WIDER`, which trains so many parameters, stands the noise and gets time to learn."""
+        if self.network != "haar u-net" or "width" in self.model_fields_set or rows < _WIDER_ROWS:
+            return False
+        return noise(proportions(rows, size, mu, parameters), size, mu, parameters) <= _WIDER_NOISE
+
     def requests(self, size: int | None, *, public: bool = False) -> tuple[Request, ...]:
-        """The touches that the method asks the plan for; the semantic query only where there are public images."""
+        """The touches that the method asks the plan for; the query only where there are public images to choose."""
         requests: list[Request] = [self.training_request(size)]
         if self.warm_share:
             requests.insert(0, SumRequest(WARM_START, 1.0, attempts=self.warm_attempts, share=self.warm_share))
-        if public:
+        if public and self.selection == "semantic":
             requests.insert(0, self.semantic.request())
         return tuple(requests)
 

@@ -84,7 +84,7 @@ class Workflow(Protocol):
         """The model that `fit` saved."""
 
     def draw(self, work: Work, model: Any, count: int, seed: int, report: Report, hardware: Hardware) -> Drawn:
-        """`count` images in equal class shares; free."""
+        """`count` images in the class shares of the settings; free."""
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """What of the world outside went into the run, a sentence each."""

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfumato._home import home
 from sfumato.config import RunConfig
 from sfumato.data.public import PublicIdentity, to_facts
@@ -19,14 +17,16 @@ from sfumato.methods.semantic import public_classes
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
 from sfumato.workflows import Drawn, Report, Work, gathered
+from sfumato.workflows.labels import bought_shares, buy_shares, labels_of, share_requests
 
 
 class PrivImageWorkflow:
     """See `Workflow`."""
 
     def requests(self, config: RunConfig) -> tuple[Request, ...]:
-        """Semantic query (with public images), warm start, private training."""
-        return config.privimage.requests(config.public_size, public=config.public is not None)
+        """Class shares (where they are bought), semantic query (with public images), warm start, private training."""
+        own = config.privimage.requests(config.public_size, public=config.public is not None)
+        return *share_requests(config), *own
 
     def prepare(self, work: Work, private: Path | None, others: tuple[Path, ...]) -> dict[str, Any]:
         """Hashes the public folders after a check that they suit the settings.
@@ -40,6 +40,8 @@ class PrivImageWorkflow:
         images = config.public.images()
         images.check(private, others)
         found = images.identities()
+        if config.privimage.selection != "semantic":
+            return {"public": to_facts(found)}
         count = public_classes(config.privimage.semantic, images.classes(), sum(one.images for one in found))
         config.privimage.semantic.check(max(len(config.classes or ()), 1), count)
         config.privimage.semantic.embed()  # a model that is missing is missed before anything is spent
@@ -48,6 +50,7 @@ class PrivImageWorkflow:
     def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> PrivImageModel:
         """Trains and saves the model."""
         config = work.config
+        buy_shares(work, session)
         model = privimage.fit(
             config.privimage,
             session,
@@ -83,20 +86,20 @@ class PrivImageWorkflow:
         self, work: Work, model: PrivImageModel, count: int, seed: int, report: Report, hardware: Hardware
     ) -> Drawn:
         """Samples the network."""
-        classes = len(work.config.classes or ())
-        labels = torch.arange(count) % max(classes, 1)
-        pixels = gathered((part.numpy() for part in model.sample(labels, seed, hardware)), count, report)
-        return Drawn(pixels, labels.numpy() if classes else None)
+        labels = labels_of(work, count, seed)
+        pixels = gathered((part.numpy() for part in model.sample(labels.clamp(min=0), seed, hardware)), count, report)
+        return Drawn(pixels, labels.numpy() if work.config.classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Public sets, and what grouped them."""
         found = [PublicIdentity.from_json(facts) for facts in work.facts.get("public", ())]
         if not found:
             return ("No public images or pretrained models were used.",)
-        space = work.config.privimage.semantic.space
+        settings = work.config.privimage
+        space = settings.semantic.space
         models = (
             "No pretrained models were used."
-            if space == "pixels"
+            if space == "pixels" or settings.selection != "semantic"
             else f"Public images without labels were grouped by the features of {space}."
         )
         return (*(f"The network was pretrained on {one}." for one in found), models)
@@ -105,7 +108,8 @@ class PrivImageWorkflow:
         """Which public classes stand for which private class, with their noisy votes."""
         chosen = read_selection(work.folder, not_private)
         names = work.config.classes or ("all images",)
-        return {"public_classes": {names[int(number)]: row for number, row in chosen.items()}} if chosen else {}
+        found = {"public_classes": {names[int(number)]: row for number, row in chosen.items()}} if chosen else {}
+        return found | ({"class_shares": bought} if (bought := bought_shares(work)) else {})
 
 
 WORKFLOWS = {"privimage": PrivImageWorkflow()}

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfumato._home import home
 from sfumato.config import RunConfig
 from sfumato.data.public import PublicIdentity, to_facts
@@ -22,14 +20,15 @@ from sfumato.pretrained.interfaces import Identity, TextEmbedder
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
 from sfumato.workflows import Drawn, Report, Work, gathered
+from sfumato.workflows.labels import bought_shares, buy_shares, labels_of, share_requests
 
 
 class SpectralWorkflow:
     """See `Workflow`."""
 
     def requests(self, config: RunConfig) -> tuple[Request, ...]:
-        """Warm start, private training."""
-        return config.spectral.requests(config.public_size)
+        """Class shares (where they are bought), warm start, private training."""
+        return *share_requests(config), *config.spectral.requests(config.public_size)
 
     def prepare(self, work: Work, private: Path | None, others: tuple[Path, ...]) -> dict[str, Any]:
         """Hashes the public folders, and opens the pretrained models that the settings name.
@@ -46,6 +45,7 @@ class SpectralWorkflow:
     def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> SpectralModel:
         """Trains and saves the model."""
         config = work.config
+        buy_shares(work, session)
         model = spectral.fit(
             config.spectral,
             session,
@@ -67,10 +67,9 @@ class SpectralWorkflow:
         self, work: Work, model: SpectralModel, count: int, seed: int, report: Report, hardware: Hardware
     ) -> Drawn:
         """Samples coarse tokens and adds detail."""
-        classes = len(work.config.classes or ())
-        labels = torch.arange(count) % classes if classes else torch.full((count,), -1)
+        labels = labels_of(work, count, seed)
         pixels = gathered((part.numpy() for part in model.sample(labels, seed, hardware)), count, report)
-        return Drawn(pixels, labels.numpy() if classes else None)
+        return Drawn(pixels, labels.numpy() if work.config.classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Public sets and pretrained models, a sentence each."""
@@ -81,7 +80,8 @@ class SpectralWorkflow:
     def released(self, work: Work, not_private: bool) -> dict[str, Any]:
         """How much of the model private training moved, and how well tokens keep public images."""
         file = work.folder / stamped(NOTES, not_private)
-        return {"spectral": json.loads(file.read_text())} if file.exists() else {}
+        found = {"spectral": json.loads(file.read_text())} if file.exists() else {}
+        return found | ({"class_shares": bought} if (bought := bought_shares(work)) else {})
 
 
 def public_side(config: RunConfig, folder: Path, known: list[dict[str, Any]]) -> PublicSide:
