@@ -3,10 +3,10 @@
     python bench/spti.py                     # every cell is stored when it is done
     python bench/spti.py --only "1 spti 1"   # one cell
 
-The private set is 20,000 pictures, 64 x 64, of six subjects in unequal shares (SHARES), made from the emoji of OpenMoji
-and the stamps of Tux Paint: each picture is one drawing on white, turned by up to 12 degrees, shifted, scaled by 0.75
-to 1 and mirrored half the time, all by a fixed seed. The generator learned from Open Clip Art and Noto Emoji, the
-captions are its own public list, and neither knows the shares. Settings were fixed before the first comparison.
+The private set is `drawings`: 20,000 pictures, 64 x 64, of six subjects in unequal shares, made from the emoji of
+OpenMoji and the stamps of Tux Paint (`sfumato/data/collections/drawings.py` says exactly how, by a fixed seed). The
+generator learned from Open Clip Art, Noto, Fluent and Firefox emoji, the captions are its own public list, and neither
+knows the shares. Settings were fixed before the first comparison.
 
 Compared, with 1,000 images each: random captions drawn (epsilon 0), Private Evolution, SPTI, SPTI without noise, and
 the true captions drawn (a ceiling, not private). Distances are Frechet distances to all private pictures, with an
@@ -42,6 +42,8 @@ from PIL import Image
 from sfumato import run
 from sfumato.config import validated
 from sfumato.data import datasets
+from sfumato.data.collections._folder import slug
+from sfumato.data.collections.drawings import COUNT, SEED, SHARES
 from sfumato.measure.features import load_embedder
 from sfumato.measure.frechet import frechet_distance
 from sfumato.methods.voting import Nearest
@@ -51,15 +53,7 @@ from sfumato.pretrained.interfaces import Embeddings, Identity, Images
 from sfumato.privacy.noise import Noise, TestNoise
 
 SCRATCH = Path(__file__).parent / "scratch" / "spti"
-PRIVATE, SIDE, SEED = 20_000, 64, 20_261_122
-SHARES = {
-    "openmoji/animals-nature": 0.38,
-    "openmoji/food-drink": 0.27,
-    "openmoji/travel-places": 0.11,
-    "tuxpaint/animals": 0.12,
-    "tuxpaint/food": 0.07,
-    "tuxpaint/vehicles": 0.05,
-}
+SIDE = 64
 IMAGES, RUNS, EPSILONS, DELTA = 1_000, (1, 2, 3), (1, 4), 1e-6
 ROUNDS, POPULATION, VARIATIONS = 5, 1_000, 3
 PE_POPULATION = POPULATION * (1 + VARIATIONS)  # as many candidates a round
@@ -68,65 +62,20 @@ LATENCY, CONCURRENCY = 0.2, 64
 
 
 def private_folder() -> Path:
-    """Draws the private set, once."""
-    folder = SCRATCH / "private"
-    if (folder / "metadata.jsonl").exists():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    draw = np.random.default_rng(SEED)
-    drawings = _drawings()
-    subjects = draw.choice(list(SHARES), PRIVATE, p=np.array(list(SHARES.values())) / sum(SHARES.values()))
-    lines = []
-    for number, subject in enumerate(subjects):
-        file, text = drawings[subject][int(draw.integers(len(drawings[subject])))]
-        name = f"{number:05}.png"
-        _augmented(file, draw).save(folder / name)
-        lines.append(json.dumps({"file_name": name, "subject": subject, "text": text}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(lines))
-    return folder
-
-
-def _drawings() -> dict[str, list[tuple[Path, str]]]:
-    """Files and captions by subject."""
-    found: dict[str, list[tuple[Path, str]]] = {subject: [] for subject in SHARES}
-    for short, name in (("openmoji", "openmoji"), ("tuxpaint", "tuxpaint-stamps")):
-        folder = datasets.fetch(name, SCRATCH / "sources" / name, archives=SCRATCH / "archives")
-        for line in (folder / "metadata.jsonl").read_text().splitlines():
-            entry = json.loads(line)
-            subject = f"{short}/{entry['label']}"
-            if subject in found:
-                found[subject].append((folder / entry["file_name"], entry["text"]))
-    if empty := [subject for subject, some in found.items() if not some]:
-        raise SystemExit(f"no drawings of {empty}")
-    return found
-
-
-def _augmented(file: Path, draw: np.random.Generator) -> Image.Image:
-    picture = Image.open(file).convert("RGBA")
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    side = max(8, int(max(picture.size) * draw.uniform(0.75, 1)))
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    picture = picture.rotate(draw.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
-    if draw.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    ground = Image.new("RGBA", (SIDE, SIDE), "white")
-    room = [SIDE - size for size in picture.size]
-    at = tuple(int(draw.integers(min(left, 0), max(left, 0) + 1)) for left in room)
-    ground.paste(picture, (at[0], at[1]), picture)
-    return ground.convert("RGB")
+    """The private set, drawn once."""
+    return datasets.fetch("drawings", SCRATCH / "private", archives=SCRATCH / "archives")
 
 
 @cache
 def private() -> tuple[Embeddings, NDArray[np.int64], list[str]]:
     """Features of the private pictures by the measuring embedder, their subjects, their true captions."""
-    folder, names = private_folder(), list(SHARES)
+    folder, names = private_folder(), [slug(name) for name in SHARES]
     entries = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     file = SCRATCH / f"{MEASURED_BY}.npy"
     if not file.exists():
         pictures = (np.asarray(Image.open(folder / entry["file_name"])).transpose(2, 0, 1) for entry in entries)
         np.save(file, features(np.stack(list(pictures))))
-    subjects = np.array([names.index(entry["subject"]) for entry in entries])
+    subjects = np.array([names.index(entry["label"]) for entry in entries])
     return np.load(file), subjects, [entry["text"] for entry in entries]
 
 
@@ -168,7 +117,7 @@ def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) 
             "method": method,
             "epsilon": epsilon,
             "delta": DELTA,
-            "public_size": PRIVATE,
+            "public_size": COUNT,
             "seed": seed,
             "ledger": str(ledger),
             method.replace("-", "_"): own | {name: f"object:{name}" for name in models},
@@ -251,7 +200,7 @@ def wall() -> dict[str, float]:
     some = SCRATCH / "some"
     if not some.exists():
         some.mkdir(parents=True)
-        for file in sorted(private_folder().glob("*.png"))[:500]:
+        for file in sorted(private_folder().rglob("*.png"))[:500]:
             shutil.copy(file, some)
     ours = Service()
     folder, ledger = SCRATCH / "wall.run", SCRATCH / "wall.ledger.jsonl"
@@ -345,7 +294,7 @@ if __name__ == "__main__":
         cells,
         summary,
         settings={
-            "private": PRIVATE,
+            "private": COUNT,
             "shares": SHARES,
             "seed": SEED,
             "rounds": ROUNDS,

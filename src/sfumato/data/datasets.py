@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sfumato.data._staging import DONE, new_folder, seal
 from sfumato.data.collections import (
+    drawings,
     emoji,
     fashion_mnist,
     furniture,
@@ -32,6 +33,7 @@ COLLECTIONS: dict[str, Collection] = {
         emoji.OPENMOJI,
         tuxpaint.COLLECTION,
         furniture.COLLECTION,
+        drawings.COLLECTION,
     )
 }
 NAMES = tuple(COLLECTIONS)
