@@ -102,6 +102,7 @@ def test_epsilon_decides_what_time_is_spent_on() -> None:
     weak, strong = (settled(free(minutes=40.0, epsilon=e), choose_hardware(), QUICK)[0].privimage for e in (10.0, 1.0))
     assert weak.steps > 5 * strong.steps
     assert weak.draws == 1 < strong.draws
+    assert 0.99 < weak.average < 0.999
     assert strong.chunk * strong.draws <= 256
 
 
@@ -120,9 +121,10 @@ def test_longer_runs_have_longer_lessons() -> None:
 
 
 def test_without_minutes_epsilon_still_decides() -> None:
-    weak, strong = (in_time(free(epsilon=e)).privimage for e in (10.0, 1.0))
-    assert (weak.batch, weak.steps, weak.draws) == (2048, 160, 1)
-    assert strong.batch < 1600
+    weak, strong = (in_time(free(epsilon=e)).privimage for e in (10.0, 0.3))
+    assert (weak.batch, weak.steps, weak.draws, weak.average) == (2048, 160, 1, 0.95)
+    assert strong.batch < 1000
+    assert strong.draws > 1
 
 
 def test_the_larger_network_is_for_weak_noise_and_much_time() -> None:

@@ -26,6 +26,7 @@ CHOSEN = ("batch", "steps", "draws")
 WIDER = (32, 64)
 """Width of the U-Net where noise and time allow it."""
 _WIDER_NOISE, _WIDER_ROWS = 0.2, 2e6
+_AVERAGED = 8.0  # the moving average reaches over an eighth of the steps: a decay of 0.95 at 160
 
 PRESETS = MappingProxyType(
     {
@@ -179,7 +180,9 @@ class PrivImageConfig(BaseModel):
         return mu * math.sqrt(1 - self.warm_share - query)
 
     def proportioned(self, rows: float, size: int, mu: float, parameters: int) -> PrivImageConfig:
-        """Batch, steps and draws for a budget of rows, see `proportions`; the chunk shrinks with the draws.
+        """Batch, steps and draws for a budget of rows, see `proportions`.
+
+        The chunk shrinks with the draws, and the average reaches over the same share of the steps, however many.
 
         Args:
             rows: that time allows.
@@ -188,8 +191,12 @@ class PrivImageConfig(BaseModel):
             parameters: trained.
         """
         found = proportions(rows, size, mu, parameters)
-        chunk = self.chunk if "chunk" in self.model_fields_set else max(8, self.chunk // found.draws)
-        return self.model_copy(update={**found._asdict(), "chunk": chunk})
+        further: dict[str, float] = {}
+        if "chunk" not in self.model_fields_set:
+            further["chunk"] = max(8, self.chunk // found.draws)
+        if "average" not in self.model_fields_set:
+            further["average"] = max(0.0, 1 - _AVERAGED / found.steps)
+        return self.model_copy(update={**found._asdict(), **further})
 
     def wider_pays(self, rows: float, size: int, mu: float, parameters: int) -> bool:
         """Whether a U-Net of `WIDER`, which trains so many parameters, stands the noise and gets time to learn."""
