@@ -14,7 +14,9 @@ from tests.pretrained.conftest import HOME
 from sfumato._home import home
 from sfumato.errors import UserError
 from sfumato.pretrained.backends import SERVED, default_answers, open_model
+from sfumato.pretrained.clipart import ClipartGenerator
 from sfumato.pretrained.fewshot import FewShotTexts
+from sfumato.pretrained.minilm import MiniLM
 from sfumato.pretrained.openai import OpenAICaptioner, OpenAIChat, OpenAIImageGenerator, Prices, Spending
 from sfumato.pretrained.portraits import Portraits
 from sfumato.pretrained.smollm import SmolLM2
@@ -36,8 +38,18 @@ def test_offline_models(pulled: None, portraits: Portraits) -> None:
     assert texts.domain == "a photo of a bedroom"
     with pytest.raises(UserError, match="offline:portraits is no captioner but: image source"):
         open_model("offline:portraits", "captioner")
-    with pytest.raises(UserError, match="no options; given were: steps"):
+    with pytest.raises(UserError, match="portraits has no option 'steps'; it takes none"):
         open_model("offline:portraits", "image source", steps=3)
+
+
+def test_the_generator_takes_options(pulled: None, minilm: MiniLM) -> None:
+    fast = open_model("offline:clipart", "image generator", fast=True)
+    texts = ["a red apple", "a green cat"]
+    assert np.array_equal(fast.generate(texts, 3), ClipartGenerator(fast=True, embedder=minilm).generate(texts, 3))
+    with pytest.raises(UserError, match="no option 'speed'; its options are fast, guidance, steps"):
+        open_model("offline:clipart", "image generator", speed=9)
+    with pytest.raises(UserError, match="guidance must be 1 to 10"):
+        open_model("offline:clipart", "image generator", guidance=99)
 
 
 def test_offline_models_that_are_not_there() -> None:

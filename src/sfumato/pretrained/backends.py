@@ -91,8 +91,8 @@ def open_model(spec: str, kind: str, **options: Any) -> Any:
         kind: one of `Kind`. Any chat model is a text generator too, asked with worked examples (`fewshot.py`).
         options: of the backend and kind. For `openai`: those of `Connection` (`key_variable`, `prices`, also as a
             mapping, `spending` or `max_cost`, `answers`, by default a folder in the user's state folder, and more) and
-            of the model's class. For a text generator over a chat model also those of `FewShotTexts`. Offline models
-            take none.
+            of the model's class. For a text generator over a chat model also those of `FewShotTexts`. Of
+            offline models `clipart` takes some (`fast`, `guidance`, `steps`).
 
     Raises:
         UserError: no such backend, kind, model or option; a package is missing; the model is of another kind.
@@ -112,9 +112,7 @@ def _offline(name: str, kind: str, options: dict[str, Any]) -> Any:
 
     if kind == "text generator" and zoo.entry(name).kind == "language model":
         return _texts(zoo.load(name), options)
-    if options:
-        raise UserError(f"Offline models take no options; given were: {', '.join(options)}.")
-    model = zoo.load(name)
+    model = zoo.load(name, **options)
     fits = callable(getattr(model, "chat", None)) if kind == "chat model" else isinstance(model, INTERFACES[kind])
     if not fits:
         raise UserError(f"offline:{name} is no {kind} but: {zoo.entry(name).kind}; see: sfumato models list")

@@ -275,9 +275,11 @@ class ClipartGenerator:
         return out
 
 
-def load(folder: Path, identity: Identity) -> ClipartGenerator:
-    """The generator whose weights are in `folder`."""
-    return ClipartGenerator(weights=folder, identity=identity)
+def load(
+    folder: Path, identity: Identity, *, fast: bool = False, guidance: float = GUIDANCE, steps: int = STEPS
+) -> ClipartGenerator:
+    """The generator whose weights are in `folder`; the rest as in `ClipartGenerator`."""
+    return ClipartGenerator(fast, guidance, steps, weights=folder, identity=identity)
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

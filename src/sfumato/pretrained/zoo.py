@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from sfumato.errors import UserError
 from sfumato.pretrained import _cache
@@ -124,14 +125,25 @@ def path(name: str) -> Path:
     return wanted.folder if wanted.is_bundled else _cache.checked(name, wanted.identity)
 
 
-def load(name: str) -> Model:
+def load(name: str, **options: Any) -> Model:
     """A pulled model, ready to use; nothing is fetched.
 
+    Args:
+        name: of the model.
+        options: keyword-only arguments of its backend's `load`; most have none.
+
     Raises:
-        UserError: an unknown name, a model that was not pulled or is damaged, or a package that it needs is missing.
+        UserError: an unknown name or option, a model that was not pulled or is damaged, or a package that it needs is
+            missing.
     """
     wanted = entry(name)
-    return _backend(wanted).load(path(name), wanted.identity)
+    backend = _backend(wanted)
+    parameters = inspect.signature(backend.load).parameters.values()
+    known = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    if unknown := sorted(options.keys() - set(known)):
+        allowed = f"its options are {', '.join(known)}" if known else "it takes none"
+        raise UserError(f"The model {name} has no option {unknown[0]!r}; {allowed}.")
+    return backend.load(path(name), wanted.identity, **options)
 
 
 def load_image_embedder(name: str) -> ImageEmbedder:
@@ -174,4 +186,4 @@ class _Backend(Protocol):
 
     def prepare(self, members: Mapping[str, bytes]) -> dict[str, bytes]: ...
 
-    def load(self, folder: Path, identity: Identity) -> Model: ...
+    def load(self, folder: Path, identity: Identity, **options: Any) -> Model: ...
