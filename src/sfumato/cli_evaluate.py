@@ -1,4 +1,4 @@
-"""The command `sfumato evaluate`: un-noised measurements of a release, for the curator alone."""
+"""The command `sfumato evaluate`: measurements of a release; un-noised for the curator alone, or bought for all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def evaluate(
     release_dir: Annotated[Path, typer.Argument(help="A finished release.")],
     private: Annotated[Path, typer.Option(help="Folder of the private images that the release was made from.")],
     holdout: Annotated[
-        Path, typer.Option(help="Folder of real images that it was not made from; as private as the others.")
-    ],
+        Path | None, typer.Option(help="Folder of real images that it was not made from; as private as the others.")
+    ] = None,
     look: Annotated[
         bool, typer.Option("--look", help="Agree to un-noised looks at private images, noted on the ledger for good.")
     ] = False,
@@ -41,11 +41,19 @@ def evaluate(
     ] = "logistic,mlp,cnn,wrn",
     images: Annotated[int, typer.Option(help="Most images of each folder for distances.")] = 2000,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    epsilon_for_report: Annotated[
+        float | None, typer.Option(help="Buy figures that may be published, instead of a look, with this budget.")
+    ] = None,
+    delta_for_report: Annotated[float, typer.Option(help="Delta of the bought figures.")] = 1e-6,
+    figures: Annotated[str, typer.Option(help="Which to buy, separated by commas.")] = "accuracy,distance",
+    public_size: Annotated[
+        int | None, typer.Option(help="Number of records (of the unit) that you declare to be public.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
     ] = False,
 ) -> None:
-    """Measure a release against private images. INTERNAL: the figures are exact and must not be published.
+    """Measure a release against private images. INTERNAL with --look: the figures are exact and must not be published.
 
     Distances, precision and recall, nearest neighbours and classifiers, each beside what held-out real images reach.
     Writes `evaluation.json` and `evaluation.html` into the run folder. Every later statement about the data set tells
@@ -54,7 +62,19 @@ def evaluate(
     Example:
 
         sfumato evaluate release/ --private clinic/ --holdout clinic-holdout/ --look
+
+    With --epsilon-for-report no look is taken: a classifier's accuracy on private images, and a Frechet distance, are
+    bought with noise, charged to the ledger like a run, and may be published.
+
+        sfumato evaluate release/ --private clinic/ --epsilon-for-report 0.5
     """
+    run = release_dir.with_name(release_dir.name + ".run")
+    if epsilon_for_report is not None:
+        budget, where = (epsilon_for_report, delta_for_report), (dataset, ledger)
+        _buy(release_dir, private, budget, public_size, figures, where, out or run, as_json)
+        return
+    if holdout is None:
+        raise UserError("Give --holdout, real images that the release was not made from; or buy figures instead.")
     if not look:
         raise PrivacyRefusal(
             "An evaluation measures private images without noise, and every later statement about the data set will "
@@ -69,7 +89,6 @@ def evaluate(
     known = [name for name in CLASSIFIERS if name in wanted]
     if len(known) < len(wanted):
         raise UserError(f"--classifiers {classifiers!r} is not 'none' or some of {','.join(CLASSIFIERS)}.")
-    run = release_dir.with_name(release_dir.name + ".run")
     with progress(as_json) as report:
         facts = evaluation.evaluate_release(
             release_dir,
@@ -88,3 +107,51 @@ def evaluate(
     else:
         typer.echo(summarise(facts))
         typer.echo(f"\nThe whole of it, internal too, is in {out or run}: evaluation.html, evaluation.json.")
+
+
+def _buy(
+    release: Path,
+    private: Path,
+    budget: tuple[float, float],
+    size: int | None,
+    wanted: str,
+    where: tuple[str | None, Path | None],
+    out: Path,
+    as_json: bool,
+) -> None:
+    from sfumato.evaluation import ledger_of
+    from sfumato.figures import buy_figures, check_figures
+
+    names = check_figures([name.strip() for name in wanted.split(",") if name.strip()])
+    ledger = ledger_of(release, release.with_name(release.name + ".run"), *where)
+    epsilon, delta = budget
+    with progress(as_json) as report:
+        facts = buy_figures(
+            release,
+            private,
+            ledger=ledger,
+            out=out,
+            epsilon=epsilon,
+            delta=delta,
+            size=size,
+            wanted=names,
+            report=report,
+        )
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    found = facts["figures"]
+    if accuracy := found.get("accuracy"):
+        typer.echo(
+            f"Accuracy of a {accuracy['classifier']} on the private images: {accuracy['share']:.1%}, "
+            f"within {accuracy['error']:.1%} as far as the noise goes"
+        )
+    if distance := found.get("distance"):
+        typer.echo(
+            f"Frechet distance in {distance['dimensions']} directions of {distance['embedder']['name']}: "
+            f"{distance['frechet']:.4g}; equal sets would show {distance['by_noise_alone']:.4g} by the noise alone"
+        )
+    typer.echo(
+        f"Bought with epsilon {facts['epsilon']:g}, delta {facts['delta']:g} for one {facts['unit']}, on the ledger. "
+        f"They may be published: {out / 'figures.json'}."
+    )

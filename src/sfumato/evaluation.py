@@ -85,12 +85,12 @@ def evaluate_release(
     """
     began = time.monotonic()
     _check_folders(release, private, holdout, out)
-    statement = _statement(release)
-    _check_ledger(ledger, statement, release)
+    statement = released_statement(release)
+    check_ledger(ledger, statement, release)
     if images < LEAST_IMAGES:
         raise UserError(f"--images {images} is too few; give {LEAST_IMAGES} or more.")
     models = {name: load_embedder(name) for name in embedders}
-    spec = _spec(release, statement)
+    spec = declared_spec(release, statement)
     _make_internal(out)
     for whose in ("private", "holdout"):
         ledger.look(f"evaluation of release {statement['release_id']}: distances and classifiers, {whose} images")
@@ -144,7 +144,7 @@ def _check_folders(release: Path, private: Path, holdout: Path, out: Path) -> No
         raise UserError(f"{out} is not a folder; give a folder for the evaluation with --out.")
 
 
-def _statement(release: Path) -> dict[str, Any]:
+def released_statement(release: Path) -> dict[str, Any]:
     """The privacy statement of a release that is complete and unchanged."""
     if not (release / "DONE").is_file():
         raise PrivacyRefusal(
@@ -160,7 +160,7 @@ def _statement(release: Path) -> dict[str, Any]:
     return statement
 
 
-def _spec(release: Path, statement: dict[str, Any]) -> ImageSpec:
+def declared_spec(release: Path, statement: dict[str, Any]) -> ImageSpec:
     """The release's shape; real images are brought to it in the way that its run declared."""
     shape = spec_of(release, longest=MAX_SIDE)
     declared = statement["declared"].get("image")
@@ -175,7 +175,7 @@ def _reduced(spec: ImageSpec) -> ImageSpec:
     return dataclasses.replace(spec, height=max(4, round(scale * spec.height)), width=max(4, round(scale * spec.width)))
 
 
-def _check_ledger(ledger: Ledger, statement: dict[str, Any], release: Path) -> None:
+def check_ledger(ledger: Ledger, statement: dict[str, Any], release: Path) -> None:
     """A look on another data set's ledger would be a look that no later statement tells of."""
     if ledger.public_id() != statement["data_set"]["ledger"]:
         raise UserError(
