@@ -2,7 +2,7 @@
 
     python bench/offline_pair.py [--pairs FOLDER] [--weights FOLDER]
 
-`prompt_top1`: of 24 prompts four drawings each; how often a judge that was trained on other people's drawings
+`prompt_top1`: of 24 prompts twelve drawings each; how often a judge that was trained on other people's drawings
 (bench/scorer.py) finds the prompt among the 24. `new_prompt_top1`: the same for 24 nouns that were drawn by lot from
 the memory after training was over. `retrieval_top1` and `public_top1` put that into proportion: the memory's
 drawings as they are, and what the judge reaches on real drawings it has not seen. `colour_right`: of 24 things in a
@@ -49,7 +49,7 @@ EDITS = (
     "a yellow airplane", "a blue pizza", "a green lion", "a purple fish", "a yellow guitar", "a red snowman",
     "a green birthday cake", "a turquoise flower", "an orange bird", "a purple computer", "a pink cup of coffee",
 )  # fmt: skip
-EACH = 4  # drawings of a prompt
+EACH = 12  # drawings of a prompt; with four, chance moves a figure by 0.05
 SEED = 2026
 CATEGORIES = ("food", "animals", "nature", "objects", "travel", "places", "activities", "plants", "transportation")
 FREQUENT = 4  # drawings that a noun must have

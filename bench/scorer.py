@@ -37,10 +37,10 @@ from sfumato.pretrained.interfaces import Images
 
 TWITTER = ("emoji-datasource-twitter", "16.0.0", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877")
 TWITTER_FOLDER = "package/img/twitter/64/"
-VERSION = 1
+VERSION = 2
 """Grows when anything here changes what is learned."""
 INNER = 512  # principal components
-WHITENING, RIDGE = 0.5, 300.0
+WHITENING, STYLE, RIDGE = 0.5, 0.3, 300.0
 NEIGHBOURS, SHARPNESS = 8, 14.0
 HELD = 0.15  # of the pictures, for the measured accuracy
 CHOICES = 24
@@ -122,7 +122,7 @@ def _drawing(picture: Image.Image) -> Images:
 
 def _make(folder: Path, file: Path) -> None:
     sources, captions, drawings = zip(*pictures(folder), strict=True)
-    cache = folder / f"seen-{VERSION}.npy"
+    cache = folder / "seen-1.npy"  # a number of its own: it depends on the pictures and the eyes alone
     if not cache.exists():
         _save(cache, Eyes(zoo.path("efficientnet-lite0")).see(np.stack(drawings)))
     seen = np.load(cache)
@@ -132,32 +132,47 @@ def _make(folder: Path, file: Path) -> None:
     # Held out by picture: that it knows a thing from another hand is what a judge is for.
     order = np.random.default_rng(1).permutation(len(seen))
     held, used = np.split(order, [round(HELD * len(seen))])
-    likeness = _likeness(_learned(seen[used], texts[labels[used]]), seen[held], texts)
+    likeness = _likeness(_learned(seen[used], texts, labels[used]), seen[held], texts)
     facts = {
         "pictures": len(seen),
         "captions": len(unique),
         **{name: sources.count(name) for name in dict.fromkeys(sources)},
         "top1_of_24_held_out": _choice(likeness, labels[held]),
     }
-    save_file(_learned(seen, texts[labels]), file)
+    save_file(_learned(seen, texts, labels), file)
     file.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _learned(seen: Array, texts: Array) -> dict[str, Array]:
-    """The judge's weights from what was seen, `(N, features)`, and the captions' vectors, `(N, 384)`."""
+def _learned(seen: Array, texts: Array, labels: NDArray[np.int64]) -> dict[str, Array]:
+    """The judge's weights from what was seen, `(N, features)`, the captions' vectors, `(C, 384)`, and who has which."""
     mean, scale = seen.mean(0), seen.std(0) + 1e-3
     scale[FEATURES:] *= 2  # colours say less than shapes
     x = (seen - mean) / scale
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     basis = vectors[:, ::-1][:, :INNER] / values[::-1][:INNER] ** (WHITENING / 2)
     basis /= (x @ basis).std() * scale[:, None]
+    basis = basis @ _across_styles((seen - mean) @ basis, labels)
     inner = (seen - mean) @ basis
-    middle = texts.mean(0)
-    meanings = _unit(texts - middle)
+    middle = texts[labels].mean(0)
+    meanings = _unit(texts[labels] - middle)
     ridge = np.linalg.solve(inner.T @ inner + RIDGE * np.eye(INNER, dtype=np.float32), inner.T @ meanings)
     weights = {"mean": mean, "basis": basis, "middle": middle, "ridge": ridge, "memory": _unit(inner)}
     weights["meanings"] = meanings
     return {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+
+
+def _across_styles(x: Array, labels: NDArray[np.int64]) -> Array:
+    """What makes differences among drawings of one caption, which are style, count less: a matrix for rows `x`.
+
+    Within-class covariance normalisation (Hatch, Kajarekar and Stolcke 2006).
+    """
+    _, number, count = np.unique(labels, return_inverse=True, return_counts=True)
+    means = np.zeros((len(count), x.shape[1]))
+    np.add.at(means, number, x)
+    style = (x - (means / count[:, None])[number])[count[number] > 1]
+    values, vectors = np.linalg.eigh(style.T @ style / len(style))
+    turned = vectors / np.sqrt(values + STYLE * values.mean())
+    return np.asarray(turned / (x @ turned).std(), np.float32)
 
 
 def _likeness(weights: dict[str, Array], seen: Array, texts: Array) -> Array:

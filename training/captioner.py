@@ -47,6 +47,7 @@ LEAST, LEAST_GROUPS = 8, 2  # pictures with a word of the vocabulary, and differ
 INNER = 336  # principal components and colours
 WHITENING = 0.5  # 0 keeps the variances of the principal components, 1 makes them equal
 COLOUR_WEIGHT = 0.5
+STYLE = 0.3  # added to the variances within titles before they are divided out, in parts of their mean
 RIDGE = 300.0
 THINNED = 3  # every third picture is enough for the principal components
 MOST_WORDS = 8  # remembered of a drawing
@@ -168,26 +169,46 @@ class Reduction:
         whole[FEATURES:, kept:] = np.eye(COLOURS)
         return cls(mean, whole / scale[:, None])
 
+    def across_styles(self, seen: NDArray[np.float32], titles: Sequence[str]) -> Reduction:
+        """This reduction with what differs among drawings of one title, which is style, made to count less.
 
-def learned(reduction: Reduction, seen: NDArray[np.float32], vocabulary: Vocabulary, rows: NDArray[np.bool_]) -> Heads:
-    """Heads that learned from some of the pictures, those with at least one word; in closed form.
+        Within-class covariance normalisation (Hatch, Kajarekar and Stolcke 2006), with a title for a class.
+
+        Args:
+            seen: of drawings to learn from, `(N, SEEN)`.
+            titles: of them.
+        """
+        x = (seen - self.shift) @ self.basis
+        _, number, count = np.unique(titles, return_inverse=True, return_counts=True)
+        means = np.zeros((len(count), INNER))
+        np.add.at(means, number, x)
+        style = (x - (means / count[:, None])[number])[count[number] > 1]
+        values, vectors = np.linalg.eigh(style.T @ style / len(style))
+        turned = vectors / np.sqrt(values + STYLE * values.mean())
+        return Reduction(self.shift, (self.basis @ (turned / (x @ turned).std())).astype(np.float32))
+
+
+def learned(reduction: Reduction, pairs: Pairs, vocabulary: Vocabulary, rows: NDArray[np.bool_] | None = None) -> Heads:
+    """Heads that learned the words that people gave to some pictures, those with at least one; in closed form.
 
     Args:
         reduction: of the pictures.
-        seen: `(N, SEEN)`.
+        pairs: the pictures.
         vocabulary: of them.
-        rows: which of them, `(N,)`.
+        rows: which of them, `(N,)`; all by default.
     """
-    used = rows & vocabulary.said.any(1)
-    heads = Heads(INNER, len(vocabulary.words), int(used.sum()))
+    used = vocabulary.own.any(1) if rows is None else rows & vocabulary.own.any(1)
+    seen = pairs.seen[used]
+    reduction = reduction.across_styles(seen, [pairs.rows[row]["title"] for row in np.flatnonzero(used)])
+    heads = Heads(INNER, len(vocabulary.words), len(seen))
     heads.shift = torch.from_numpy(reduction.shift)
     heads.basis = torch.from_numpy(reduction.basis)
-    x = heads.reduced(torch.from_numpy(seen[used]))
-    said = torch.from_numpy(vocabulary.said[used])
+    x = heads.reduced(torch.from_numpy(seen))
+    own = torch.from_numpy(vocabulary.own[used])
     whole = torch.cat([x, torch.ones(len(x), 1)], 1)
-    ridge = torch.linalg.solve(whole.T @ whole + RIDGE * torch.eye(INNER + 1), whole.T @ said)
+    ridge = torch.linalg.solve(whole.T @ whole + RIDGE * torch.eye(INNER + 1), whole.T @ own)
     heads.weight, heads.bias = ridge[:-1], ridge[-1]
-    heads.memory, heads.remembered = F.normalize(x, dim=1), said
+    heads.memory, heads.remembered = F.normalize(x, dim=1), own
     return heads.eval()
 
 
@@ -214,7 +235,7 @@ def held_out(pairs: Pairs, vocabulary: Vocabulary, reduction: Reduction) -> dict
     folds = np.array([fold_of(row) for row in pairs.rows])
     ranks = np.zeros((len(folds), BEST), np.int64)
     for fold in range(FOLDS):
-        heads = learned(reduction, pairs.seen, vocabulary, folds != fold)
+        heads = learned(reduction, pairs, vocabulary, folds != fold)
         ranks[folds == fold] = ranked(heads, pairs.seen[folds == fold])
     clipart = np.array([row["source"] == "openclipart" for row in pairs.rows])
     figures: dict[str, float] = {}
@@ -299,10 +320,10 @@ def main() -> None:
     zoo.pull(["efficientnet-lite0"])
     pairs = Pairs.read(options.pairs, cache)
     vocabulary = Vocabulary.of(pairs.rows)
-    print(f"{len(pairs.rows)} pairs, {int(vocabulary.said.any(1).sum())} with one of {len(vocabulary.words)} words")
+    print(f"{len(pairs.rows)} pairs, {int(vocabulary.own.any(1).sum())} with one of {len(vocabulary.words)} words")
     reduction = Reduction.of(pairs.seen)
     print(json.dumps(held_out(pairs, vocabulary, reduction)), flush=True)
-    heads = learned(reduction, pairs.seen, vocabulary, np.ones(len(pairs.rows), bool))
+    heads = learned(reduction, pairs, vocabulary)
     write(heads, vocabulary.words, options.out)
     print(f"{options.out.stat().st_size / 1e6:.2f} MB in {options.out}")
     print(json.dumps(_elsewhere(heads, vocabulary.words, cache)))

@@ -27,9 +27,9 @@ from sfumato.pretrained.interfaces import Identity, Images
 FILE = "captioner.safetensors"
 SEEN = FEATURES + COLOURS
 WORDS = 3  # in a caption
-NEIGHBOURS = 12
+NEIGHBOURS = 24
 SHARPNESS = 14.0  # of the neighbours' votes in their cosine
-AS_GOOD = 0.7  # of the best score: among words above it the rarest is the noun
+AS_GOOD = 0.9  # of the best score: among words above it the rarest is the noun
 MASS = """
 water rain snow fire grass money music food clothing furniture wind sand fog smoke ice sky art meat rice bread
 milk cheese chocolate coffee tea wine beer honey blood garbage electricity traffic lightning weather wood
