@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sfumato import __version__
+from sfumato.cli_audit import audit_app
 from sfumato.cli_data import data_app
 from sfumato.cli_evaluate import evaluate
 from sfumato.cli_ledger import Json, LedgerPath, ledger_app
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(audit_app, name="audit")
 app.add_typer(data_app, name="data")
 app.add_typer(models_app, name="models")
 
