@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-spti test lint venv lock clean
+.PHONY: demo demo-spti test test-browser lint venv lock clean
 
 demo: venv
 	$(BIN)/python demo/make_demo.py
@@ -13,6 +13,10 @@ demo-spti: venv
 
 test: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
+# The pages of a release and of a run in a real browser, with axe; fetches Chromium (71 MB) the first time.
+test-browser: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/browser
 
 lint: venv
 	$(BIN)/ruff check .

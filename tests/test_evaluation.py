@@ -100,12 +100,12 @@ def test_every_figure_has_its_reference_and_all_of_it_stays_inside(
     assert {one["test_images"] for one in (*table["synthetic"], *table["real"])} == {90}
     assert {"pixels: private images", "pixels: distances", "mlp on real images"} <= told.keys()
     inside = {path.name: path for path in (tmp_path / "in").iterdir()}
-    assert inside.keys() == {"evaluation.json", "evaluation.html"}
+    assert inside.keys() == {"evaluation.json", "neighbours.png", "internal.html"}
     assert (tmp_path / "in").stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in inside.values()} == {0o600}
     assert json.loads(inside["evaluation.json"].read_text()) == facts
     assert facts["notice"] == NOTICE
-    assert NOTICE in inside["evaluation.html"].read_text()
+    assert NOTICE in inside["internal.html"].read_text()
     assert verify_release(release) == []
 
 
@@ -173,7 +173,7 @@ def test_classes_that_only_one_side_has_are_left_out_and_no_labels_are_no_fault(
     bare = release_of(tmp_path / "bare", ledger, pictures(60, 0)[0], None)
     facts = measured(bare, places, ledger, tmp_path / "b")
     assert "no readable images with labels" in facts["classifiers"]["absent"]
-    assert "no readable images with labels" in (tmp_path / "b" / "evaluation.html").read_text()
+    assert "no readable images with labels" in (tmp_path / "b" / "internal.html").read_text()
 
 
 def test_what_is_refused_leaves_no_look(release: Path, places: dict[str, Path], ledger: Ledger, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_the_command(release: Path, places: dict[str, Path], ledger: Ledger) -> 
     text = typed("--look", "--classifiers", "logistic")
     assert text.startswith("INTERNAL: do not publish")
     assert "60 images" in text
-    assert (release.parent / "release.run" / "evaluation.html").exists()
+    assert (release.parent / "release.run" / "internal.html").exists()
     facts = json.loads(typed("--look", "--classifiers", "none", "--json", "--images", 30))
     assert facts["notice"].startswith("INTERNAL: do not publish")
     assert facts["distances"]["pixels"]["images"] == 30

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sfumato import run
+from sfumato.bought import Share, Space, right_or_wrong, share_of
 from sfumato.config import validated
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.figures import ACCURACY, DISTANCE, buy_figures, check_figures, plan_figures
-from sfumato.measure.bought import Share, Space, right_or_wrong, share_of
 from sfumato.measure.features import Pixels
 from sfumato.measure.frechet import frechet_distance
 from sfumato.privacy.draws import Draws

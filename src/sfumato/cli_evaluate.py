@@ -56,7 +56,7 @@ def evaluate(
     """Measure a release against private images. INTERNAL with --look: the figures are exact and must not be published.
 
     Distances, precision and recall, nearest neighbours and classifiers, each beside what held-out real images reach.
-    Writes `evaluation.json` and `evaluation.html` into the run folder. Every later statement about the data set tells
+    Writes `evaluation.json` and `internal.html` into the run folder. Every later statement about the data set tells
     that there were looks.
 
     Example:
@@ -106,7 +106,7 @@ def evaluate(
         typer.echo(json.dumps(facts, indent=2))
     else:
         typer.echo(summarise(facts))
-        typer.echo(f"\nThe whole of it, internal too, is in {out or run}: evaluation.html, evaluation.json.")
+        typer.echo(f"\nThe whole of it, internal too, is in {out or run}: internal.html, evaluation.json.")
 
 
 def _buy(

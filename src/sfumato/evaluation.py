@@ -8,6 +8,7 @@ before a file is opened, and what is found stays in an internal folder.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sfumato import __version__
 from sfumato._files import write_atomic, write_json
@@ -29,16 +31,23 @@ from sfumato.measure.features import NETWORKS, features, load_embedder
 from sfumato.measure.frechet import frechet_distance
 from sfumato.measure.images import read_folder, read_images, spec_of
 from sfumato.measure.kernel import kernel_distance
+from sfumato.measure.neighbours import nearest
 from sfumato.measure.precision_recall import precision_recall
 from sfumato.measure.recipes import CLASSIFIERS, ClassifierName
 from sfumato.measure.utility import utility_table
 from sfumato.pretrained.interfaces import ImageEmbedder
 from sfumato.privacy.ledger import Ledger
-from sfumato.report.evaluation import NOTICE, render_evaluation
+from sfumato.report.evaluation import NOTICE
+from sfumato.report.render import write_internal
+from sfumato.report.sheet import neighbours_sheet
 
 IMAGES = 2000
 LEAST_IMAGES = 12  # of each set, for the neighbours that are asked for
+SHOWN = 12  # synthetic images in the picture of nearest neighbours
+SHOWN_SIDE = 96  # their width there in pixels, about
 CLASSIFIER_SIDE = 64  # classifiers see images reduced to this many pixels of the longer side
+
+Features = NDArray[np.float32]
 
 Report = Callable[[str, int, int | None], None]
 """Told (stage, steps done, steps in all or None). Internal: it counts private images."""
@@ -68,7 +77,7 @@ def evaluate_release(
         private: the images that the release was made from.
         holdout: real images of the same kind that it was not made from; as private as the others.
         ledger: of the data set; must be the one that the release quotes. Two `look` lines are written first of all.
-        out: internal folder for `evaluation.json` and `evaluation.html`; made if missing.
+        out: internal folder for `evaluation.json`, `neighbours.png` and `internal.html`; made if missing.
         embedders: what measures distances, by name.
         classifiers: what measures utility; none leaves it out.
         images: most images of each set for distances.
@@ -84,17 +93,18 @@ def evaluate_release(
         PrivacyRefusal: the ledger cannot be trusted.
     """
     began = time.monotonic()
-    _check_folders(release, private, holdout, out)
+    check_folders(release, private, holdout, out)
     statement = released_statement(release)
     check_ledger(ledger, statement, release)
     if images < LEAST_IMAGES:
         raise UserError(f"--images {images} is too few; give {LEAST_IMAGES} or more.")
     models = {name: load_embedder(name) for name in embedders}
     spec = declared_spec(release, statement)
-    _make_internal(out)
+    make_internal(out)
     for whose in ("private", "holdout"):
         ledger.look(f"evaluation of release {statement['release_id']}: distances and classifiers, {whose} images")
     places = {"synthetic": release, "private": private, "holdout": holdout}
+    pictured = next(iter(models), None)
     facts = {
         "notice": NOTICE,
         "release_id": statement["release_id"],
@@ -102,12 +112,15 @@ def evaluate_release(
         "delta": statement["delta"],
         "dataset": ledger.dataset,
         "software": f"sfumato {__version__}",
-        "distances": {name: _distances(name, model, places, spec, images, report) for name, model in models.items()},
+        "distances": {
+            name: _distances(name, model, places, spec, images, report, out if name == pictured else None)
+            for name, model in models.items()
+        },
         "classifiers": _classifiers(release, private, holdout, spec, classifiers, device, report),
         "seconds": round(time.monotonic() - began, 1),
     }
     write_json(out / "evaluation.json", facts, mode=0o600)
-    write_atomic(out / "evaluation.html", render_evaluation(facts).encode(), mode=0o600)
+    write_internal(out, release)
     return facts
 
 
@@ -129,7 +142,7 @@ def ledger_of(release: Path, run: Path, dataset: str | None, path: Path | None) 
     return Ledger.open(dataset, path)
 
 
-def _check_folders(release: Path, private: Path, holdout: Path, out: Path) -> None:
+def check_folders(release: Path, private: Path, holdout: Path, out: Path) -> None:
     for name, folder in (("release", release), ("private", private), ("holdout", holdout)):
         if not folder.is_dir():
             raise UserError(f"The {name} folder {folder} does not exist or is not a folder.")
@@ -184,7 +197,7 @@ def check_ledger(ledger: Ledger, statement: dict[str, Any], release: Path) -> No
         )
 
 
-def _make_internal(out: Path) -> None:
+def make_internal(out: Path) -> None:
     """An internal folder that can be written, before anything is looked at."""
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -194,9 +207,18 @@ def _make_internal(out: Path) -> None:
 
 
 def _distances(
-    name: str, model: ImageEmbedder, places: dict[str, Path], spec: ImageSpec, images: int, report: Report
+    name: str,
+    model: ImageEmbedder,
+    places: dict[str, Path],
+    spec: ImageSpec,
+    images: int,
+    report: Report,
+    out: Path | None,
 ) -> dict[str, Any]:
-    """All distances by one embedder: the release's, and those of the holdout in its place."""
+    """All distances by one embedder: the release's, and those of the holdout in its place.
+
+    A picture of nearest neighbours is written into `out`, if that is given.
+    """
     found = {}
     for whose, folder in places.items():
         stage = f"{name}: {whose} images"
@@ -214,6 +236,10 @@ def _distances(
     report(f"{name}: distances", 1, 2)
     reference = _compare(private, holdout)
     report(f"{name}: distances", 2, 2)
+    if out is not None:
+        buffer = io.BytesIO()
+        _neighbours(places, spec, synthetic, private, holdout).save(buffer, "PNG")
+        write_atomic(out / "neighbours.png", buffer.getvalue(), mode=0o600)
     return {
         "embedder": model.identity.to_json(),
         "images": count,
@@ -223,6 +249,24 @@ def _distances(
         "lean": dataclasses.asdict(lean(private, holdout, synthetic)),
         "expected": {"density": 1.0, "coverage": expected_coverage(count, count), "lean": 0.5},
     }
+
+
+def _neighbours(
+    places: dict[str, Path], spec: ImageSpec, synthetic: Features, private: Features, holdout: Features
+) -> Image.Image:
+    """The synthetic images that come nearest to a private one, above it and above the nearest of the holdout."""
+    to_private, to_holdout = nearest(synthetic, private), nearest(synthetic, holdout)
+    chosen = np.argsort(to_private.distances, kind="stable")[:SHOWN]
+    rows = {"synthetic": chosen, "private": to_private.indices[chosen], "holdout": to_holdout.indices[chosen]}
+    scale = max(1, SHOWN_SIDE // spec.width) if spec.width <= SHOWN_SIDE else SHOWN_SIDE / spec.width
+    return neighbours_sheet([(name, _chosen(places[name], spec, row)) for name, row in rows.items()], scale)
+
+
+def _chosen(folder: Path, spec: ImageSpec, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Images by their place in what `read_images` gives, `(len(indices), C, H, W)`."""
+    read = enumerate(read_images(folder, spec, int(indices.max()) + 1))
+    held = {place: image for place, image in read if place in indices}
+    return np.stack([held[int(place)] for place in indices])
 
 
 def _compare(real: NDArray[np.float32], generated: NDArray[np.float32]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from sfumato import __version__
 from sfumato._files import write_json
+from sfumato.bought import Space, right_or_wrong, share_of
 from sfumato.data.decode import ImageSpec
 from sfumato.data.folder import ImageFolder
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.evaluation import check_ledger, declared_spec, released_statement
-from sfumato.measure.bought import Space, right_or_wrong, share_of
 from sfumato.measure.features import features, load_embedder
 from sfumato.measure.images import read_folder, read_images
 from sfumato.measure.recipes import ClassifierName, train

@@ -30,6 +30,7 @@ from sfumato.privacy.plan import Plan
 from sfumato.privacy.records import PrivateRecords, record_key
 from sfumato.privacy.session import Session
 from sfumato.privacy.statement import PrivacyStatement
+from sfumato.report.render import write_internal
 from sfumato.workflows import Report as Report
 from sfumato.workflows import Work, workflow
 
@@ -286,11 +287,11 @@ def draw(
 
 def statement(run: Run) -> PrivacyStatement:
     """What a release of this run says now: the ledger may have learnt of looks and further runs since."""
-    config, ledger = run.config, run.ledger
+    config, ledger, plan = run.config, run.ledger, run.plan
     line, head = ledger.head()
     runs, spent = ledger.runs(), ledger.spent()
     return PrivacyStatement(
-        plan=run.plan,
+        plan=plan,
         executed={name: attempts.used for name, attempts in ledger.attempts(run.run_id).items()},
         release_id=secrets.token_hex(8),
         ledger=(ledger.public_id() or "", line, head),
@@ -302,6 +303,7 @@ def statement(run: Run) -> PrivacyStatement:
             "classes": list(config.classes) if config.classes else None,
             "classes_origin": config.classes_origin and f"declared public by the user ({config.classes_origin})",
             "class_shares": config.class_shares,
+            "budget_shares": plan.shares(),
             "image": config.image.model_dump(mode="json"),
         },
         public_inputs=workflow(config.method).public_inputs(run.work),
@@ -310,7 +312,7 @@ def statement(run: Run) -> PrivacyStatement:
 
 
 def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> Path:
-    """Writes a release folder and notes it on the ledger."""
+    """Writes a release folder, notes it on the ledger, and writes the internal page into the run folder."""
     with _writable(out):
         write_release(samples, out, progress=lambda done: report("writing images", done, len(samples.pixels)))
     _note(run, out)
@@ -318,8 +320,10 @@ def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> P
 
 
 def _note(run: Run, out: Path) -> None:
-    """Enters a complete release on the ledger, if it is not there yet."""
+    """Enters a complete release on the ledger, if it is not there yet, and tells of it in the run folder."""
     run.ledger.release(run.run_id, json.loads((out / "privacy.json").read_text())["release_id"])
+    with _writable(run.folder):
+        write_internal(run.folder, out)
 
 
 def finish(run: Run, report: Report = silent, *, hardware: Hardware | None = None) -> Path | None:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import copy
-import re
-from html.parser import HTMLParser
 from typing import Any
 
-from sfumato.report.evaluation import NOTICE, render_evaluation, summarise
+from sfumato.report.evaluation import NOTICE, summarise
 
 
 def side(shift: float) -> dict[str, Any]:
@@ -65,63 +63,9 @@ def facts() -> dict[str, Any]:
     }
 
 
-class Page(HTMLParser):
-    """Text of a page, its tags in order, and what it would fetch."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.text = ""
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.fetched += [f"{tag} {name}" for name, _ in attributes if name in ("src", "href", "action")]
-        if tag not in ("meta",):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def test_the_page_warns_first_and_shows_every_figure_with_its_reference_and_count() -> None:
-    html = render_evaluation(facts())
-    page = Page(html)
-    assert page.open == []
-    assert page.fetched == []
-    body = page.text[page.text.index(NOTICE) :]
-    assert body.index(NOTICE) < body.index("How good is the release?")
-    assert re.search(r"\.internal \{[^}]*background: var\(--alarm\)", html)
-    for figure in (
-        "321",
-        "10",
-        "10.06",
-        "0.125",
-        "0.1875",
-        "25.0 %",
-        "50.0 %",
-        "0.75",
-        "87.5 %",
-        "96.9 %",
-        "55.5 %",
-        "71.2 %",
-    ):
-        assert figure in body, figure
-    assert "85.0 %" in body
-    for count in ("400", "401", "777"):
-        assert count in body
-    assert "<b>bag</b>" not in html  # class names are text
-    assert "ResNet, WRN and ResNeXt" in body
-    assert "no evidence of privacy" in body
-
-
 def test_without_classifiers_it_says_why() -> None:
     given = copy.deepcopy(facts())
     given["classifiers"] = {"absent": "No labels here."}
-    assert "No labels here." in render_evaluation(given)
     assert "No labels here." in summarise(given)
 
 

@@ -73,6 +73,8 @@ def test_a_whole_run(private: Path, public: Path, tmp_path: Path) -> None:
     assert isinstance(query, HistogramTouch)
     assert (query.cells, query.attempts) == (1, 2)
     assert begun.plan.shares()["semantic query"] == pytest.approx(0.02, rel=1e-3)
+    curves = {json.loads(line)["stage"] for line in (begun.folder / "losses.jsonl").read_text().splitlines()}
+    assert curves == {"pretraining on public images", "warm-up on the class models"}
     chosen = statement["released"]["public_classes"]
     assert list(chosen) == list(CLASSES)
     assert {row[0][0] for row in chosen.values()} == set(CLASSES)  # disjoint, one for each

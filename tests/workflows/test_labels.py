@@ -62,7 +62,7 @@ def test_declared_shares(tmp_path: Path) -> None:
         ({"class_shares": [0.5, 0.6, -0.1]}, "none negative"),
         ({"class_shares": [0.5, 0.3, 0.3]}, "add up to 1"),
         ({"class_shares": "bought", "classes": None, "classes_origin": None}, "needs classes"),
-        ({"class_shares": "bought", "method": "spti"}, "votes decide"),
+        ({"class_shares": "bought", "method": "spti"}, "Votes decide"),
     ],
 )
 def test_shares_that_cannot_be(changes: dict[str, object], sentence: str) -> None:

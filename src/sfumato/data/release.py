@@ -25,7 +25,9 @@ from sfumato import __version__
 from sfumato._files import sha256_file
 from sfumato.data._staging import DONE, new_folder, seal
 from sfumato.errors import PrivacyRefusal, UserError
-from sfumato.report.render import ReleaseFacts, croissant, render_card, render_report, shown
+from sfumato.report.croissant import croissant
+from sfumato.report.facts import ReleaseFacts, shown
+from sfumato.report.render import render_card, render_report
 from sfumato.report.sheet import contact_sheet
 
 __all__ = ["Finding", "Provenance", "Samples", "contact_sheet", "verify_release", "write_release"]

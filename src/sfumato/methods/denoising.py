@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.hardware import Hardware
+from sfumato.methods.curves import Told
 from sfumato.nets.ddpmpp import DDPMpp, DDPMppShape
 from sfumato.nets.diffusion import Denoiser, Sampler, sample
 from sfumato.nets.unet import UNet, UNetShape
@@ -142,6 +143,7 @@ def train_openly(
     rate: float,
     generator: torch.Generator,
     hardware: Hardware,
+    told: Told = lambda *_: None,
 ) -> Iterator[int]:
     """Ordinary training, without privacy, on public or released pictures; yields steps, from 1.
 
@@ -152,6 +154,7 @@ def train_openly(
         rate: its peak.
         generator: of the noise.
         hardware: where to compute.
+        told: of every loss.
     """
     device, precision = hardware
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.99))
@@ -167,6 +170,7 @@ def train_openly(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        told(step, float(loss.detach()))
         yield step
 
 
@@ -246,7 +250,14 @@ class DenoisingLearner:
                 slow.lerp_(fast, 1 - decay)
 
     def warm_up(
-        self, pictures: Tensor, labels: Tensor, *, batch: int, rate: float, generator: torch.Generator
+        self,
+        pictures: Tensor,
+        labels: Tensor,
+        *,
+        batch: int,
+        rate: float,
+        generator: torch.Generator,
+        told: Told = lambda *_: None,
     ) -> Iterator[int]:
         """Ordinary training on released or public pictures `(N, C, H, W)` in [-1, 1], once through; yields steps.
 
@@ -260,7 +271,7 @@ class DenoisingLearner:
                 yield pictures[part], labels[part], self.guides_of(labels[part])
 
         yield from train_openly(
-            self.model, batches(), steps=steps, rate=rate, generator=generator, hardware=self.hardware
+            self.model, batches(), steps=steps, rate=rate, generator=generator, hardware=self.hardware, told=told
         )
         self.averaged.load_state_dict(self.model.state_dict())
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato.hardware import Hardware
 from sfumato.methods.clusters import cluster
+from sfumato.methods.curves import Told
 from sfumato.methods.denoising import Network, Shape, View, network_of, train_openly
 
 LEAST_IN_GROUP = 10  # images, on average, whose mean is a guide
@@ -109,7 +110,13 @@ def _with_guides(
 
 
 def pretrain(
-    config: PretrainingConfig, shape: Shape, examples: Examples, *, seed: int, hardware: Hardware
+    config: PretrainingConfig,
+    shape: Shape,
+    examples: Examples,
+    *,
+    seed: int,
+    hardware: Hardware,
+    told: Told = lambda *_: None,
 ) -> Iterator[tuple[int, Network]]:
     """Trains a new network; yields steps and the network as it is.
 
@@ -119,6 +126,7 @@ def pretrain(
         examples: public pictures.
         seed: of weights, batches and noise; all public.
         hardware: where to compute.
+        told: of every loss.
     """
     network, view = network_of(shape, seed).to(hardware.device), View.of(shape)
     guides = view.encode(examples.means) if view.guided else None
@@ -136,7 +144,7 @@ def pretrain(
             yield _scaled(examples.pixels[part]), labels, shown
 
     for step in train_openly(
-        network, batches(), steps=config.steps, rate=config.rate, generator=generator, hardware=hardware
+        network, batches(), steps=config.steps, rate=config.rate, generator=generator, hardware=hardware, told=told
     ):
         yield step, network
 

@@ -31,6 +31,7 @@ from sfumato._files import write_atomic, write_json
 from sfumato.data.public import PublicSet
 from sfumato.data.release import contact_sheet
 from sfumato.hardware import Hardware
+from sfumato.methods.curves import curve
 from sfumato.methods.denoising import DenoisingLearner, Image, Schedule, Shape
 from sfumato.methods.pretraining import Examples, chosen_examples, lot_of_examples, pretrain
 from sfumato.methods.privimage_model import PrivImageModel, guides_of, stamped
@@ -55,13 +56,11 @@ class PublicStart:
     Attributes:
         read: gives the pictures.
         facts: everything that decides what `read` gives, JSON values; names cached classifiers.
-        folder: private folder of the run; keeps the classifier, the selection and the pretrained network.
         cache: of classifiers, for further runs.
     """
 
     read: Callable[[], PublicSet]
     facts: object
-    folder: Path
     cache: Path
 
 
@@ -74,6 +73,7 @@ def fit(
     size: int | None,
     seed: int,
     hardware: Hardware,
+    folder: Path,
     progress: Progress,
     public: PublicStart | None = None,
 ) -> PrivImageModel:
@@ -87,6 +87,7 @@ def fit(
         size: declared number of records, or None.
         seed: of the public randomness (initial weights, public training); never of noise.
         hardware: where to compute.
+        folder: private folder of the run; keeps the classifier, the selection, the pretrained network, loss curves.
         progress: told about every stage.
         public: the public images, if there are any.
     """
@@ -94,7 +95,7 @@ def fit(
     shape = config.shape(image, classes)
     weights: dict[str, Tensor] = {}
     if public is not None and not begun:
-        weights = _learn_from_public(config, session, public, shape, seed, hardware, progress)
+        weights = _learn_from_public(config, session, public, folder, shape, seed, hardware, progress)
     # 4. Warm start.
     prototypes = _class_models(config, session, image, classes, size) if config.warm_share else None
     learner = DenoisingLearner(
@@ -121,6 +122,7 @@ def fit(
             batch=WARM_BATCH,
             rate=config.warm_rate,
             generator=generator,
+            told=curve(folder, "warm-up on the class models"),
         )
         for step in warm_up:
             progress("warm-up on the class models", step, config.warm_steps)
@@ -141,24 +143,26 @@ def _learn_from_public(
     config: PrivImageConfig,
     session: Session,
     public: PublicStart,
+    folder: Path,
     shape: Shape,
     seed: int,
     hardware: Hardware,
     progress: Progress,
 ) -> dict[str, Tensor]:
     """Weights of the network after its public lessons; those of an interrupted run if it had finished them."""
-    pretrained = public.folder / stamped("pretrained.safetensors", not session.noise.private)
+    pretrained = folder / stamped("pretrained.safetensors", not session.noise.private)
     if pretrained.exists():
         return load_file(pretrained)
     images = public.read()
     if config.selection == "semantic":
-        examples = _asked_for(config, session, public, images, shape, seed, hardware, progress)
+        examples = _asked_for(config, session, public, folder, images, shape, seed, hardware, progress)
     else:
         share = config.semantic.kept if config.selection == "random" else 1.0
         examples = lot_of_examples(config.pretraining, images.pixels, share, seed)
     # 3. Pretraining.
     weights: dict[str, Tensor] = {}
-    for step, network in pretrain(config.pretraining, shape, examples, seed=seed, hardware=hardware):
+    told = curve(folder, "pretraining on public images")
+    for step, network in pretrain(config.pretraining, shape, examples, seed=seed, hardware=hardware, told=told):
         progress("pretraining on public images", step, config.pretraining.steps)
         if step == config.pretraining.steps:
             weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
@@ -171,6 +175,7 @@ def _asked_for(
     config: PrivImageConfig,
     session: Session,
     public: PublicStart,
+    folder: Path,
     images: PublicSet,
     shape: Shape,
     seed: int,
@@ -184,7 +189,7 @@ def _asked_for(
         seed=seed,
         hardware=hardware,
         files=(
-            public.folder / "classifier.safetensors",
+            folder / "classifier.safetensors",
             public.cache / cache_name(config.semantic, public.facts, seed),
         ),
         progress=lambda done, of: progress("classifier of public images", done, of),
@@ -196,7 +201,7 @@ def _asked_for(
     progress(QUERY, 1, 1)
     # 2. Selection.
     chosen = model.choose(config.semantic, votes)
-    _keep_selection(public.folder, not session.noise.private, model, votes, chosen, images.pixels)
+    _keep_selection(folder, not session.noise.private, model, votes, chosen, images.pixels)
     return chosen_examples(config.pretraining, images.pixels, model.labels, chosen, shape.classes > 0, seed)
 
 

@@ -1,36 +1,14 @@
-"""The page of an evaluation: exact measurements of private images, hence internal, unlike the pages of a release."""
+"""An evaluation in words: exact measurements of private images, hence internal, unlike the pages of a release."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 NOTICE = (
     "INTERNAL: do not publish. These are exact measurements of private images, without protection; no privacy "
     "guarantee covers them, nor choices made with them."
 )
-
-
-def render_evaluation(facts: Mapping[str, Any]) -> str:
-    """The page `evaluation.html`: one file that asks for nothing else.
-
-    Args:
-        facts: what `evaluation.json` holds.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["figure"] = lambda value: f"{value:.4g}"
-    environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
-    return environment.get_template("evaluation.html.j2").render(facts=facts, notice=NOTICE)
 
 
 def summarise(facts: Mapping[str, Any]) -> str:

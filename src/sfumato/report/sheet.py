@@ -71,3 +71,26 @@ def _lines(count: int, labels: np.ndarray | None, rows: int, columns: int) -> li
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def neighbours_sheet(rows: Sequence[tuple[str, np.ndarray]], scale: float) -> Image.Image:
+    """Draws images below each other that belong together: one row a set, one column a synthetic image and its nearest.
+
+    Args:
+        rows: name and images of each row, uint8 `(N, C, H, W)`, all of one form.
+        scale: as of `contact_sheet`.
+
+    Raises:
+        UserError: as `contact_sheet`.
+    """
+    names, images = zip(*rows, strict=True)
+    count = len(images[0])
+    labels = np.repeat(np.arange(len(rows)), count)
+    return contact_sheet(
+        np.concatenate(images),
+        labels,
+        rows=len(rows),
+        columns=count,
+        scale=scale,
+        classes=[str(name) for name in names],
+    )

@@ -59,6 +59,7 @@ class PrivImageWorkflow:
             size=config.public_size,
             seed=config.seed,
             hardware=hardware,
+            folder=work.folder,
             progress=report,
             public=self._public_start(work),
         )
@@ -75,7 +76,7 @@ class PrivImageWorkflow:
             return None
         images, known, spec = work.config.public.images(), work.facts["public"], work.config.image.spec()
         read = partial(images.read_again, known, spec)
-        return PublicStart(read, images.decides(known, spec), work.folder, home() / "classifiers")
+        return PublicStart(read, images.decides(known, spec), home() / "classifiers")
 
     def load(self, work: Work, not_private: bool) -> PrivImageModel:
         """Reads the model."""
