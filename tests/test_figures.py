@@ -90,10 +90,10 @@ def test_without_noise_the_distance_is_that_of_the_projected_features() -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[run.Run, Path, Path]:
     place = tmp_path_factory.mktemp("figures")
-    private = draw_folder(place / "private", 600)
-    method = SMALL | {"steps": 60, "batch": 100, "warm_steps": 60}
+    private = draw_folder(place / "private", 240)
+    method = SMALL | {"steps": 5, "warm_steps": 60}  # the warm start alone draws bars, discs and rings
     ledger = str(place / "ledger.jsonl")
-    config = validated(settings(public_size=600, count=90, epsilon=50.0, privimage=method, ledger=ledger))
+    config = validated(settings(public_size=240, count=60, privimage=method, ledger=ledger))
     begun = run.prepare(config, private, place / "out", place / "out.run", plan_of(config))
     out = run.finish(begun)
     assert out is not None
@@ -106,11 +106,19 @@ def test_figures_are_bought(finished: tuple[run.Run, Path, Path], tmp_path: Path
     ledger.set_cap(Cap(100.0, 1e-3))
     before = len(ledger.runs())
     facts = buy_figures(
-        out, private, ledger=ledger, out=tmp_path, epsilon=20.0, delta=1e-6, size=600, embedder="pixels"
+        out,
+        private,
+        ledger=ledger,
+        out=tmp_path,
+        epsilon=8.0,
+        delta=1e-6,
+        size=240,
+        embedder="pixels",
+        classifier="logistic",
     )
-    assert facts["epsilon"] <= 20.0
-    assert facts["figures"][ACCURACY]["share"] > 0.6  # bars, discs and rings are easy
-    assert 0 < facts["figures"][ACCURACY]["error"] < 0.05
+    assert facts["epsilon"] <= 8.0
+    assert facts["figures"][ACCURACY]["share"] > 0.5  # bars, discs and rings are easy
+    assert 0 < facts["figures"][ACCURACY]["error"] < 0.1
     distance = facts["figures"][DISTANCE]
     assert distance["frechet"] > 0
     assert distance["by_noise_alone"] > 0
@@ -128,7 +136,9 @@ def test_a_cap_forbids_them_before_anything_is_asked(finished: tuple[run.Run, Pa
     spent = ledger.spent().epsilon
     ledger.set_cap(Cap(spent + 0.1, 1e-3))
     with pytest.raises(PrivacyRefusal):
-        buy_figures(out, private, ledger=ledger, out=tmp_path, epsilon=1.0, delta=1e-6, embedder="pixels")
+        buy_figures(
+            out, private, ledger=ledger, out=tmp_path, epsilon=1.0, delta=1e-6, wanted=[DISTANCE], embedder="pixels"
+        )
     assert ledger.spent().epsilon == spent
     assert list(tmp_path.iterdir()) == []
 

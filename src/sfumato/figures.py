@@ -33,7 +33,6 @@ from sfumato.run import RDP_ORDERS
 FIGURES = ("accuracy", "distance")
 ACCURACY, DISTANCE = FIGURES
 _SHARE = 0.2  # of mu^2 for the accuracy, which needs far less than the distance
-_CLASSIFIER: ClassifierName = "cnn"
 _MOST = 5000  # synthetic images whose features decide the space
 
 Report = Callable[[str, int, int | None], None]
@@ -79,6 +78,7 @@ def buy_figures(
     size: int | None = None,
     wanted: Sequence[str] = FIGURES,
     embedder: str = "efficientnet-lite0",
+    classifier: ClassifierName = "cnn",
     report: Report = lambda *_: None,
     noise: Noise | None = None,
 ) -> dict[str, Any]:
@@ -93,6 +93,7 @@ def buy_figures(
         size: declared number of records, or None.
         wanted: some of `FIGURES`.
         embedder: that the distance sees with.
+        classifier: that learns from the release.
         report: progress.
         noise: test noise makes the figures NOT PRIVATE.
 
@@ -110,7 +111,7 @@ def buy_figures(
     if ACCURACY in wanted and not classes:
         raise UserError("The release has no classes, so no accuracy can be bought; ask for the distance alone.")
     plan = plan_figures(wanted, epsilon, delta, statement["unit"], size)
-    asked = _questions(release, statement, wanted, embedder, report)
+    asked = _questions(release, statement, wanted, embedder, classifier, report)
     run_id = secrets.token_hex(8)
     folder = out / f"figures-{run_id}"
     folder.mkdir(mode=0o700, parents=True)
@@ -146,7 +147,12 @@ Question = Callable[[Session], dict[str, Any]]
 
 
 def _questions(
-    release: Path, statement: dict[str, Any], wanted: Sequence[str], embedder: str, report: Report
+    release: Path,
+    statement: dict[str, Any],
+    wanted: Sequence[str],
+    embedder: str,
+    classifier: ClassifierName,
+    report: Report,
 ) -> dict[str, Question]:
     """What each figure asks, prepared from the release alone, before a private file is opened."""
     found: dict[str, Question] = {}
@@ -154,7 +160,7 @@ def _questions(
     if ACCURACY in wanted:
         known = read_folder(release, spec, classes=classes).numbered(tuple(classes))
         told = partial(report, "classifier on synthetic images")
-        found[ACCURACY] = partial(_accuracy, right_or_wrong(train(_CLASSIFIER, known, "cpu", told)))
+        found[ACCURACY] = partial(_accuracy, classifier, right_or_wrong(train(classifier, known, "cpu", told)))
     if DISTANCE in wanted:
         model = load_embedder(embedder)
         seen = features(read_images(release, spec, _MOST), model, lambda done: report("synthetic images", done, None))
@@ -162,10 +168,10 @@ def _questions(
     return found
 
 
-def _accuracy(vote: Votes, session: Session) -> dict[str, Any]:
+def _accuracy(classifier: str, vote: Votes, session: Session) -> dict[str, Any]:
     counts = session.noisy_histogram(ACCURACY, vote, 2)
     share = share_of(counts, session.touch(ACCURACY, HistogramTouch).scale)
-    return {"classifier": _CLASSIFIER, **dataclasses.asdict(share)}
+    return {"classifier": classifier, **dataclasses.asdict(share)}
 
 
 def _distance(space: Space, session: Session) -> dict[str, Any]:
