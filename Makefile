@@ -3,13 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-spti test test-browser lint venv lock clean
+.PHONY: demo test test-browser lint venv lock clean
 
 demo: venv
 	$(BIN)/python demo/make_demo.py
-
-demo-spti: venv
-	$(BIN)/python demo/make_spti.py
 
 test: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
@@ -40,4 +37,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock demo/data demo/release demo/release.run demo/spti dist
+	rm -rf .venv .venv-lock demo/data demo/release demo/release.run dist
