@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sfumato.cli_evaluate import DatasetOption, FinishedRelease, HoldoutOption, Look, PrivateOption
+from sfumato.cli_ledger import Json, LedgerPath
 from sfumato.cli_progress import progress
 from sfumato.errors import PrivacyRefusal, UserError
 
@@ -15,8 +17,6 @@ audit_app = typer.Typer(
     no_args_is_help=True,
     help="Attack the guarantee: the trusted core on public stand-ins, or a finished release.",
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 
 
 @audit_app.command("core")
@@ -58,18 +58,12 @@ def audit_core(
 
 @audit_app.command("release")
 def audit_release(
-    release_dir: Annotated[Path, typer.Argument(help="A finished release.")],
-    private: Annotated[Path, typer.Option(help="Folder of the private images that the release was made from.")],
-    holdout: Annotated[
-        Path, typer.Option(help="Folder of real images that it was not made from; as private as the others.")
-    ],
-    look: Annotated[
-        bool, typer.Option("--look", help="Agree to un-noised looks at private images, noted on the ledger for good.")
-    ] = False,
-    dataset: Annotated[
-        str | None, typer.Option(help="Name of the data set.  [default: as the run folder has it]", show_default=False)
-    ] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Use this ledger file instead of your own.")] = None,
+    release_dir: FinishedRelease,
+    private: PrivateOption,
+    holdout: HoldoutOption = None,
+    look: Look = False,
+    dataset: DatasetOption = None,
+    ledger: LedgerPath = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Private folder of the run.  [default: RELEASE_DIR.run]", show_default=False)
     ] = None,
@@ -91,6 +85,8 @@ def audit_release(
 
         sfumato audit release release/ --private clinic/ --holdout clinic-holdout/ --look
     """
+    if holdout is None:
+        raise UserError("Give --holdout, real images that the release was not made from.")
     if not look:
         raise PrivacyRefusal(
             "An attack measures private images without noise, and every later statement about the data set will say "

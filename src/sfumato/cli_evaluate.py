@@ -8,23 +8,30 @@ from typing import Annotated, Literal
 
 import typer
 
+from sfumato.cli_ledger import Json, LedgerPath
 from sfumato.cli_progress import progress
 from sfumato.errors import PrivacyRefusal, UserError
 
+FinishedRelease = Annotated[Path, typer.Argument(help="A finished release.")]
+PrivateOption = Annotated[Path, typer.Option(help="Folder of the private images that the release was made from.")]
+HoldoutOption = Annotated[
+    Path | None, typer.Option(help="Folder of real images that it was not made from; as private as the others.")
+]
+Look = Annotated[
+    bool, typer.Option("--look", help="Agree to un-noised looks at private images, noted on the ledger for good.")
+]
+DatasetOption = Annotated[
+    str | None, typer.Option(help="Name of the data set.  [default: as the run folder has it]", show_default=False)
+]
+
 
 def evaluate(
-    release_dir: Annotated[Path, typer.Argument(help="A finished release.")],
-    private: Annotated[Path, typer.Option(help="Folder of the private images that the release was made from.")],
-    holdout: Annotated[
-        Path | None, typer.Option(help="Folder of real images that it was not made from; as private as the others.")
-    ] = None,
-    look: Annotated[
-        bool, typer.Option("--look", help="Agree to un-noised looks at private images, noted on the ledger for good.")
-    ] = False,
-    dataset: Annotated[
-        str | None, typer.Option(help="Name of the data set.  [default: as the run folder has it]", show_default=False)
-    ] = None,
-    ledger: Annotated[Path | None, typer.Option(help="Use this ledger file instead of your own.")] = None,
+    release_dir: FinishedRelease,
+    private: PrivateOption,
+    holdout: HoldoutOption = None,
+    look: Look = False,
+    dataset: DatasetOption = None,
+    ledger: LedgerPath = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Internal folder for the evaluation.  [default: RELEASE_DIR.run]", show_default=False),
@@ -49,9 +56,7 @@ def evaluate(
     public_size: Annotated[
         int | None, typer.Option(help="Number of records (of the unit) that you declare to be public.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure a release against private images. INTERNAL with --look: the figures are exact and must not be published.
 

@@ -20,6 +20,7 @@ from sfumato.evaluation import check_ledger, declared_spec, released_statement
 from sfumato.measure.features import features, load_embedder
 from sfumato.measure.images import read_folder, read_images
 from sfumato.measure.recipes import ClassifierName, train
+from sfumato.methods.privimage_model import stamped
 from sfumato.privacy import accounting
 from sfumato.privacy.histogram import Votes
 from sfumato.privacy.ledger import Charge, Ledger
@@ -88,7 +89,7 @@ def buy_figures(
         release: complete, and as it was written.
         private: the images that it was made from, or others of the same data set.
         ledger: the one that the release quotes.
-        out: folder for `figures.json`; made if missing.
+        out: folder for `figures.json`, or `figures-NOT-PRIVATE.json`; made if missing.
         epsilon, delta: of all figures together.
         size: declared number of records, or None.
         wanted: some of `FIGURES`.
@@ -139,7 +140,7 @@ def buy_figures(
         "figures": figures,
         "software": f"sfumato {__version__}",
     }
-    write_json(out / "figures.json", facts)
+    write_json(out / stamped("figures.json", not noise.private), facts)
     return facts
 
 

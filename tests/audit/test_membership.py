@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from tests.measure.lines import CLASSES, folder_of, pictures
+from tests.measure.lines import folder_of, pictures
+from tests.test_evaluation import release_of
 from typer.testing import CliRunner
 
 from sfumato.audit import membership
 from sfumato.audit.membership import attack_release, attacked
 from sfumato.cli_audit import audit_app
-from sfumato.data.release import Provenance, Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.privacy.ledger import Cap, Ledger
-
-SHAPE = {"height": 12, "width": 12, "channels": 1, "fit": "crop", "range16": [0, 65535]}
 
 
 @pytest.fixture
@@ -32,20 +30,6 @@ def ledger() -> Ledger:
 @pytest.fixture
 def places(tmp_path: Path) -> dict[str, Path]:
     return {name: folder_of(tmp_path / name, 120, seed) for name, seed in (("private", 1), ("holdout", 2))}
-
-
-def release_of(place: Path, ledger: Ledger, pixels: np.ndarray, labels: np.ndarray) -> Path:
-    statement = {
-        "text": "These images were made under (1.0, 1e-06)-differential privacy.",
-        "not_private": False,
-        "release_id": "5eed5eed5eed5eed",
-        "epsilon": 1.0,
-        "delta": 1e-6,
-        "unit": "image",
-        "declared": {"image": SHAPE},
-        "data_set": {"ledger": ledger.public_id()},
-    }
-    return write_release(Samples(pixels, labels, CLASSES, None, Provenance("run", "privimage", statement)), place)
 
 
 def attack(release: Path, places: dict[str, Path], ledger: Ledger, out: Path, **options: Any) -> dict[str, Any]:

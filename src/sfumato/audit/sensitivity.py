@@ -188,12 +188,3 @@ class _Fits:
         steep = 10.0 ** (rows.labels.clamp(min=0) * 4)
         loss: Tensor = (model(_light(rows) + 0.1 * jitter) - 1).square().sum(1) * steep
         return loss
-
-    def update(self, gradient: Any, step: int) -> None:
-        raise NotImplementedError("nothing is trained here")
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state(self, state: Any) -> None:
-        raise NotImplementedError("nothing is trained here")

@@ -30,12 +30,8 @@ from sfumato.privacy.session import Session
 _FEW = 8  # records on which a model is examined
 
 
-class Learner(Protocol):
-    """What private training trains.
-
-    `state` must hold everything that the next step depends on (weights, optimiser, averages), because it is all that
-    survives a crash; it is formed from noisy gradients only.
-    """
+class Graded(Protocol):
+    """What gradients are taken of: all that a `Crew` asks for."""
 
     @property
     def model(self) -> nn.Module:
@@ -46,6 +42,14 @@ class Learner(Protocol):
 
         Called from several threads at once.
         """
+
+
+class Learner(Graded, Protocol):
+    """What private training trains.
+
+    `state` must hold everything that the next step depends on (weights, optimiser, averages), because it is all that
+    survives a crash; it is formed from noisy gradients only.
+    """
 
     def update(self, gradient: Mapping[str, Tensor], step: int) -> None:
         """Takes one optimiser step with the noisy mean gradient of each trained parameter; `step` counts from 1."""
@@ -180,7 +184,7 @@ class Crew:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Graded,
         touch: TrainingTouch,
         chunk: int,
         precision: Literal["fp32", "bf16"],
