@@ -28,8 +28,8 @@ from sfumato.privacy.training import Crew
 READ_PER_SECOND = 2_000
 """Small images that intake reads in a second on two cores; a guess, because trying it would open the folder."""
 
-_RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
-_LESSONS = 0.1  # of the minutes: public pretraining
+_RESERVE = 0.1  # of the minutes: machines are not equally fast all the time
+_LESSONS = 0.15  # of the minutes: public pretraining
 _LEAST_STEPS, _LEAST_BATCH = 10, 128
 _PICTURES = 256
 _PRESET = PrivImageConfig()
@@ -128,8 +128,8 @@ def settled(config: RunConfig, hardware: Hardware, speed: Speed | None = None) -
     """The settings with everything that follows from epsilon and minutes, and the speed that they will meet here.
 
     What a user set is kept. Without minutes, training may take as many rows as the preset's; with them, as many as make
-    the whole run take about that long on this machine, pretraining a tenth of it. All steps are planned and charged;
-    nothing stops a run that is slower than its trial.
+    the whole run take about that long on this machine, pretraining about a seventh of it. All steps are planned and
+    charged; nothing stops a run that is slower than its trial.
 
     Args:
         config: of PrivImage.
@@ -181,7 +181,7 @@ def _with(config: RunConfig, method: PrivImageConfig) -> RunConfig:
 
 
 def _lessons_in_time(config: RunConfig, speed: Speed) -> RunConfig:
-    """Pretraining of a tenth of the minutes, if that is longer than the preset's and nobody said how long."""
+    """Pretraining of a seventh of the minutes, if that is longer than the preset's and nobody said how long."""
     lessons = config.privimage.pretraining
     if config.minutes is None or config.public is None or "steps" in lessons.model_fields_set:
         return config

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sfumato.data._staging import DONE, new_folder, seal
 from sfumato.data.collections import (
+    cutouts,
     drawings,
     emoji,
     fashion_mnist,
@@ -29,6 +30,7 @@ COLLECTIONS: dict[str, Collection] = {
         glyphs.COLLECTION,
         shapes.COLLECTION,
         openclipart.COLLECTION,
+        cutouts.COLLECTION,
         emoji.NOTO,
         emoji.OPENMOJI,
         tuxpaint.COLLECTION,

@@ -180,6 +180,19 @@ def plain(data: bytes) -> Image.Image:
     """A PNG as an RGB image on white, at most `MAX_SIDE` pixels long; of an animation the first frame.
 
     Raises:
+        ValueError: as `transparent`.
+    """
+    picture = transparent(data)
+    white = Image.new("RGBA", picture.size, "white")
+    result = Image.alpha_composite(white, picture).convert("RGB")
+    result.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return result
+
+
+def transparent(data: bytes) -> Image.Image:
+    """A PNG as an RGBA image; of an animation the first frame.
+
+    Raises:
         ValueError: not a PNG, damaged, or of more than `MAX_PIXELS` pixels.
     """
     # The header is read by hand: Pillow would print a warning about pictures that are refused here anyway.
@@ -188,13 +201,9 @@ def plain(data: bytes) -> Image.Image:
         raise ValueError("not a picture that can be read: it has too many pixels")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            picture = image.convert("RGBA")
+            return image.convert("RGBA")
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError("not a picture that can be read") from error
-    white = Image.new("RGBA", picture.size, "white")
-    result = Image.alpha_composite(white, picture).convert("RGB")
-    result.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return result
 
 
 def slug(word: str) -> str:

@@ -53,24 +53,24 @@ def write(folder: Path, archives: Path, progress: Callable[[int], None]) -> None
     descriptions = {}
     with packages[1].path.open("rb") as file:
         for name, data in deb_members(file, lambda name: MAX_MEMBER * _is(name, "svg")):
-            descriptions[_stem(name)] = describe(data or b"")
+            descriptions[stem(name)] = describe(data or b"")
     shared = Counter(about.title for about in descriptions.values())
     pictures = PictureFolder(folder, progress)
     licence = b""
     with packages[0].path.open("rb") as file:
-        for name, data in deb_members(file, lambda name: MAX_MEMBER * (_is(name, "png") or name == COPYRIGHT)):
+        for name, data in deb_members(file, png_limit):
             if name == COPYRIGHT:
                 licence = data or b""
                 continue
-            stem = _stem(name)
-            category, *further = stem.split("/")[:-1] or ["unsorted"]
-            about = descriptions.get(stem, Description())
+            drawing = stem(name)
+            category, further = folders(drawing)
+            about = descriptions.get(drawing, Description())
             tags = [*(word.replace("_", " ") for word in further), *about.keywords]
             pictures.add(
                 data,
-                f"{packages[0].name} {packages[0].version}: {stem}.png",
+                f"{packages[0].name} {packages[0].version}: {drawing}.png",
                 category,
-                caption(stem, about, shared[about.title]),
+                caption(drawing, about, shared[about.title]),
                 licence=LICENCE,
                 author=about.author,
                 tags=list(dict.fromkeys(tag for tag in tags if tag not in JUNK)),
@@ -113,13 +113,24 @@ def caption(stem: str, about: Description, drawings: int) -> str:
     return found if re.search(r"[^\W\d]", found) else title
 
 
-def _is(name: str, kind: str) -> bool:
-    return name.startswith(f"{ROOT}{kind}/") and name.endswith(f".{kind}")
+def png_limit(name: str) -> int:
+    """Bytes to read of a member of the package of renderings: the renderings and the licence, nothing else."""
+    return MAX_MEMBER * (_is(name, "png") or name == COPYRIGHT)
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """`usr/share/openclipart/png/animals/bat.png` as `animals/bat`."""
     return name.removeprefix(ROOT).partition("/")[2].rpartition(".")[0]
+
+
+def folders(stem: str) -> tuple[str, list[str]]:
+    """The top folder of a drawing and those below it."""
+    category, *further = stem.split("/")[:-1] or ["unsorted"]
+    return category, further
+
+
+def _is(name: str, kind: str) -> bool:
+    return name.startswith(f"{ROOT}{kind}/") and name.endswith(f".{kind}")
 
 
 COLLECTION = Collection(
