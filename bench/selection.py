@@ -3,12 +3,12 @@
     python bench/selection.py [--runs 3] [--only "semantic 1 1"]
 
 Four arms on Fashion-MNIST (60,000 records, delta 1e-5), each at epsilon 10 and 1, all with the same public images (clip
-art, glyphs, shapes) and as many forward and backward rows: the network is pretrained on the images that the *semantic*
-query chose, on as many at *random*, on *all* of them, or on *none*, which trains as many more rows in private. What the
-query costs is in its arm's budget; the others spend it on training. Each run makes 10,000 images.
+art cut out, glyphs, shapes) and as many forward and backward rows: the network is pretrained on the images that the
+*semantic* query chose, on as many at *random*, on *all* of them, or on *none*, which trains as many more rows in
+private. What the query costs is in its arm's budget; the others spend it on training. Each run makes 5,000 images.
 
 Last line: {"10": {"semantic": [..], "random": [..], "all": [..], "none": [..]}, "1": {..}, "cnn": {"10": {..}, ..}}.
-The lists hold a Frechet distance a run, between the 10,000 synthetic and the 10,000 real test images in the features of
+The lists hold a Frechet distance a run, between the 5,000 synthetic and 5,000 real test images in the features of
 `efficientnet-lite0`; under `cnn`, accuracies of a CNN trained on the synthetic images and tested on the real ones.
 """
 
@@ -22,11 +22,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from cells import run
-from fashion_mnist import PUBLIC, SCRATCH, fetch_all
+from fashion_mnist import PUBLIC, SCRATCH, SETTINGS, fetch_all
+from numpy.typing import NDArray
 
 from sfumato.measure.features import load_embedder
 from sfumato.measure.frechet import frechet_distance
@@ -34,25 +37,27 @@ from sfumato.measure.utility import evaluate, read_folder
 
 ARMS = ("semantic", "random", "all", "none")
 EPSILONS = (10.0, 1.0)
-LESSONS = {"steps": 800, "batch": 256}
+IMAGES = 5_000
+LESSONS = {"steps": 500, "batch": 256}
 BATCH = {10.0: 2048, 1.0: 1024}
-STEPS = {10.0: 240, 1.0: 160}
+STEPS = 100
 
 
 def settings(arm: str, epsilon: float, number: int) -> dict[str, Any]:
     """The run file of one arm; the same rows for all."""
-    steps = STEPS[epsilon]
+    steps = STEPS
     if arm == "none":
         steps += round(LESSONS["steps"] * LESSONS["batch"] / BATCH[epsilon])
     method: dict[str, Any] = {"batch": BATCH[epsilon], "steps": steps, "draws": 1, "width": [32, 32]}
+    method |= {"warm_steps": SETTINGS["warm_steps"], "warm_rate": SETTINGS["warm_rate"]}
     if arm != "none":
-        method |= {"selection": arm, "pretraining": LESSONS, "semantic": {"kept": 0.3}}
+        method |= {"selection": arm, "pretraining": LESSONS, "semantic": {"kept": 0.3, **SETTINGS["semantic"]}}
     return {
         "dataset": "fashion-mnist-selection",
         "epsilon": epsilon,
         "delta": 1e-5,
         "public_size": 60_000,
-        "count": 10_000,
+        "count": IMAGES,
         "seed": number,
         "privimage": method,
     }
@@ -78,14 +83,24 @@ def measure(options: argparse.Namespace, arm: str, epsilon: float, number: int) 
     )
     seconds = time.monotonic() - began
     release = folder / "release"
-    embedder = load_embedder("efficientnet-lite0")
-    features = [embedder.embed_images(read_folder(place)[0][:10_000]) for place in (data / "test", release)]
+    features = load_embedder("efficientnet-lite0").embed_images(read_folder(release)[0])
     return {
-        "frechet": frechet_distance(*features).distance,
+        "frechet": frechet_distance(real_features(data), features).distance,
         "cnn": evaluate(release, data / "test", "cnn").accuracy,
         "epsilon": json.loads((release / "privacy.json").read_text())["epsilon"],
         "seconds": round(seconds, 1),
     }
+
+
+def real_features(data: Path) -> NDArray[np.float32]:
+    """Of test images by lot; kept for the cells that follow."""
+    file = SCRATCH / f"fashion-mnist-test-{IMAGES}.npy"
+    if not file.exists():
+        pixels = read_folder(data / "test")[0]
+        chosen = np.random.default_rng(0).permutation(len(pixels))[:IMAGES]
+        np.save(file, load_embedder("efficientnet-lite0").embed_images(pixels[chosen]))
+    found: NDArray[np.float32] = np.load(file)
+    return found
 
 
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
@@ -112,4 +127,4 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3, help="of each arm and epsilon")
-    run("selection", cells, summary, settings={"lessons": LESSONS, "images": 10_000}, parser=parser)
+    run("selection", cells, summary, settings={"lessons": LESSONS, "steps": STEPS, "images": IMAGES}, parser=parser)

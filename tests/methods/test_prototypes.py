@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.methods.prototypes import Layout, read_prototypes
+from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes, without_noise
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.records import Rows
 
@@ -79,6 +79,35 @@ def test_noise_hides_directions_instead_of_inventing_them() -> None:
     assert not found.factors.any()
     assert float(found.means.abs().max()) <= 1
     assert float(found.counts.min()) >= 30
+
+
+def test_noise_on_what_is_found_is_shrunk() -> None:
+    images, labels = small_world(600)
+    layout = Layout((1, 16, 16), 2)
+    total = noiseless(layout, images, labels)
+    true = read_prototypes(total, layout, 0.0, floor=1.0)
+    noisy = total + np.random.default_rng(0).normal(0, 0.6, total.shape)
+    found = read_prototypes(noisy, layout, 0.6, floor=30.0)
+    believed = read_prototypes(noisy, layout, 1e-9, floor=30.0)  # told that there is no noise
+
+    def errors(model: Prototypes) -> tuple[float, float]:
+        spreads = [one.factors.square().sum(1) for one in (model, true)]
+        means = float((model.means - true.means).square().mean())
+        return means, float((spreads[0] - spreads[1]).square().mean())
+
+    assert all(less < 0.5 * more for less, more in zip(errors(found), errors(believed), strict=True))
+
+
+def test_white_noise_is_shrunk_and_what_is_above_it_stays() -> None:
+    grid = torch.linspace(0, np.pi, 28, dtype=torch.float64)
+    true = (torch.cos(grid)[:, None] * torch.cos(2 * grid)[None, :]).expand(3, 2, 28, 28)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=true.shape))
+    deviations = torch.tensor([0.0, 0.2, 1e9], dtype=torch.float64)
+    noisy = true + deviations[:, None, None, None] * noise
+    found = without_noise(noisy, deviations)
+    assert torch.allclose(found[0], true[0])
+    assert float((found[1] - true[1]).square().mean()) < 0.1 * 0.2**2
+    assert float(found[2].square().mean()) < 0.2 * float(noisy[2].square().mean())
 
 
 def test_an_unconditional_run_has_one_class() -> None:

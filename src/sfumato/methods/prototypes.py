@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import fft
 from torch import Tensor
 
 from sfumato.nets.wavelet import haar
@@ -19,6 +20,7 @@ from sfumato.privacy.records import Rows
 
 _MEAN_WEIGHT, _COUNT_WEIGHT, _MOMENT_WEIGHT = 0.66, 0.14, 0.738  # squares sum to less than 1
 _MOST_COARSE = 64
+_TINY = 1e-12  # instead of a division by zero
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def read_prototypes(
         covariance = moment / count - layout.to_coarse(picture).T @ mean[None]
         deviation = noise_deviation / _MOMENT_WEIGHT * layout.radius**2 / float(count)
         kept[number] = _leading_factors(covariance, layout, deviation, factors)
+    deviations = noise_deviation / _MEAN_WEIGHT * layout.radius / counts
+    means = without_noise(means.view(-1, *layout.shape), deviations)
     shape = (layout.classes, *layout.shape)
     return Prototypes(
         means=means.view(shape).clamp(-1, 1).float(),
@@ -150,7 +154,29 @@ def _leading_factors(covariance: Tensor, layout: Layout, deviation: float, facto
     order = variances.argsort(descending=True)[:factors]
     variances, directions = variances[order], directions[:, order]
     threshold = 2 * deviation * math.sqrt(2 * layout.coarse)
-    loadings = directions.T @ covariance / variances.clamp(min=threshold).sqrt()[:, None]
+    spread = variances.clamp(min=max(threshold, _TINY)).sqrt()
+    loadings = without_noise((directions.T @ covariance / spread[:, None]).view(-1, *layout.shape), deviation / spread)
     kept = torch.zeros(factors, layout.pixels, dtype=covariance.dtype)
-    kept[: len(order)] = torch.where((variances > threshold)[:, None], loadings, 0.0)
+    kept[: len(order)] = torch.where((variances > threshold)[:, None], loadings.flatten(1), 0.0)
     return kept
+
+
+def without_noise(pictures: Tensor, deviations: Tensor) -> Tensor:
+    """Shrinks white noise of known size: pictures are smooth, so it is most of what they have at high frequencies.
+
+    Coefficients of the cosine transform are taken in rings of equal frequency, and each ring is multiplied by
+    `1 - noise energy / energy found`, or 0: the positive-part estimator of James and Stein, a Wiener filter whose
+    spectrum is estimated from the picture itself.
+
+    Args:
+        pictures: float64 `(N, C, H, W)`.
+        deviations: standard deviation of the noise in each picture, `(N,)`; 0 leaves it as it is.
+    """
+    height, width = pictures.shape[2:]
+    rings = torch.from_numpy(np.hypot(*np.mgrid[:height, :width]).round().astype(np.int64)).flatten()
+    found = torch.from_numpy(fft.dctn(pictures.numpy(), axes=(2, 3), norm="ortho"))
+    energy = torch.zeros(len(pictures), int(rings.max()) + 1, dtype=pictures.dtype)
+    energy.index_add_(1, rings, found.square().sum(1).flatten(1))
+    noise = pictures.shape[1] * torch.bincount(rings) * deviations[:, None] ** 2
+    kept = (1 - noise / energy.clamp(min=_TINY)).clamp(0, 1)[:, rings].view(-1, 1, height, width)
+    return torch.from_numpy(fft.idctn((found * kept).numpy(), axes=(2, 3), norm="ortho"))
