@@ -39,3 +39,18 @@ def test_every_batch_has_one_shape() -> None:
     assert np.array_equal(in_batches(double, rows, 3, (2,)), 2 * rows)
     assert shapes == [(3, 2)] * 3
     assert in_batches(double, rows[:0], 3, (2,)).shape == (0, 2)
+
+
+def test_every_batch_has_one_core() -> None:
+    cores, before = [], torch.get_num_threads()
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        cores.append(torch.get_num_threads())
+        return x
+
+    torch.set_num_threads(2)
+    try:
+        in_batches(count, np.zeros((4, 1), np.float32), 1, (1,))
+        assert (cores, torch.get_num_threads()) == ([1] * 4, 2)
+    finally:
+        torch.set_num_threads(before)

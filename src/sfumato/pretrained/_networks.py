@@ -1,8 +1,8 @@
 """What the torch backends share: fixed preprocessing, fixed batches, and the way from foreign weights to ours.
 
 An embedding may be part of what a private record contributes to a touch, so it must depend on that record alone. Every
-batch therefore has one constant shape, filled up with zeros, whatever the number of items: the same kernels run on
-every item, and its result is the same to the bit whatever its neighbours are.
+batch therefore has one constant shape, filled up with zeros, whatever the number of items, and a core to itself:
+the same kernels run on every item, and its result is the same to the bit whatever its neighbours are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.hardware import one_core_each
 from sfumato.pretrained.interfaces import Images
 
 IMAGE_BATCH = 4
@@ -61,10 +62,10 @@ def check_images(images: Images, channels: tuple[int, ...]) -> None:
 def in_batches(
     network: Callable[[Tensor], Tensor], inputs: NDArray[Any], batch: int, outputs: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """Applies a network to the rows of `inputs`, always `batch` at a time.
+    """Applies a network to the rows of `inputs`, always `batch` at a time, each on one core.
 
     Args:
-        network: `(batch, ...)` to float32 `(batch, *outputs)`.
+        network: `(batch, ...)` to float32 `(batch, *outputs)`; called from several threads.
         inputs: `(N, ...)`.
         batch: rows a call; the last one is filled up with zeros.
         outputs: shape of one row of the result.
@@ -73,12 +74,16 @@ def in_batches(
         `(N, *outputs)`.
     """
     results = np.empty((len(inputs), *outputs), np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(inputs), batch):
-            rows = inputs[start : start + batch]
-            full = np.zeros((batch, *inputs.shape[1:]), inputs.dtype)
-            full[: len(rows)] = rows
-            results[start : start + len(rows)] = network(torch.from_numpy(full)).numpy()[: len(rows)]
+
+    @torch.inference_mode()
+    def work(start: int) -> None:
+        rows = inputs[start : start + batch]
+        full = np.zeros((batch, *inputs.shape[1:]), inputs.dtype)
+        full[: len(rows)] = rows
+        results[start : start + len(rows)] = network(torch.from_numpy(full)).numpy()[: len(rows)]
+
+    with one_core_each() as pool:
+        list(pool.map(work, range(0, len(inputs), batch)))
     return results
 
 
