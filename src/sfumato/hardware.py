@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -42,21 +40,6 @@ def choose_hardware(name: str = "auto") -> Hardware:
     except OSError:
         flags = ""
     return Hardware(torch.device("cpu"), "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32")
-
-
-@contextlib.contextmanager
-def one_core_each() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as PyTorch has, each of which computes on one core.
-
-    For many small products this beats all cores on every product: somewhat on an idle machine, and by far beside other
-    programs, where every product waits for the slowest core.
-    """
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:
