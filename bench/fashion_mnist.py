@@ -42,10 +42,9 @@ SETTINGS: dict[str, Any] = {
     # Gentler than where the network begins untaught, so that it keeps what the public images taught it.
     "warm_steps": 100,
     "warm_rate": 1e-3,
-    # Blurred samples of the class models help classifiers, the more the less training can learn (one part in five
-    # where it learns much; nearly a third where it learns little).
-    "mixed": {10.0: 0.2, 1.0: 0.3},
 }
+MIXED = {10.0: 0.2, 1.0: 0.3}
+"""By epsilon: blurred samples of the class models help classifiers, the more the less training can learn."""
 PART = 35 * 60  # seconds of training in one cell
 FRECHET_IMAGES = 10_000
 
@@ -67,7 +66,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         method = {name: value for name, value in SETTINGS.items() if options.public or name != "semantic"}
-        method["mixed"] = SETTINGS["mixed"][min(SETTINGS["mixed"], key=lambda known: abs(known - options.epsilon))]
+        method["mixed"] = MIXED[min(MIXED, key=lambda known: abs(known - options.epsilon))]
         config = folder / "settings.yaml"
         config.write_text(yaml.safe_dump({"privimage": method}))
         command = [

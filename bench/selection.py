@@ -49,9 +49,9 @@ def settings(arm: str, epsilon: float, number: int) -> dict[str, Any]:
     if arm == "none":
         steps += round(LESSONS["steps"] * LESSONS["batch"] / BATCH[epsilon])
     method: dict[str, Any] = {"batch": BATCH[epsilon], "steps": steps, "draws": 1, "width": [32, 32]}
-    method |= {"warm_steps": SETTINGS["warm_steps"], "warm_rate": SETTINGS["warm_rate"]}
+    method |= {name: SETTINGS[name] for name in ("warm_steps", "warm_rate")}
     if arm != "none":
-        method |= {"selection": arm, "pretraining": LESSONS, "semantic": {"kept": 0.3, **SETTINGS["semantic"]}}
+        method |= {"selection": arm, "pretraining": LESSONS, "semantic": SETTINGS["semantic"] | {"kept": 0.3}}
     return {
         "dataset": "fashion-mnist-selection",
         "epsilon": epsilon,

@@ -24,17 +24,20 @@ def settings(**changes: Any) -> SPTIConfig:
 
 
 def test_captions_evolve_towards_the_private_images(tmp_path: Path) -> None:
-    population = fit(tmp_path, settings(), objects(), noise=TestNoise())  # which never hides the best by chance
-    assert len(population.rounds) == 4
-    assert len(set(population.numbers.tolist())) == 8
-
     def share(texts: list[str]) -> float:
         return float(np.mean(["red" in text or "blue" in text for text in texts]))
 
-    first = population.candidates.texts[: population.rounds[0].cells]
-    assert share(population.texts) > 1.5 * share(first)
-    assert {"red", "blue"} <= {word for text in population.texts[:4] for word in text.split()}
-    assert (np.diff(population.estimates) <= 0).all()
+    found: list[str] = []
+    first: list[str] = []
+    for number in range(5):  # together, so that the noise of one run in thirty does not decide
+        population = fit(tmp_path / str(number), settings(), objects())
+        assert len(population.rounds) == 4
+        assert len(set(population.numbers.tolist())) == 8
+        assert {"red", "blue"} <= {word for text in population.texts[:4] for word in text.split()}
+        assert (np.diff(population.estimates) <= 0).all()
+        found += population.texts
+        first += population.candidates.texts[: population.rounds[0].cells]
+    assert share(found) > 1.5 * share(first)
 
 
 def test_nothing_is_made_that_is_not_needed(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def without_noise(pictures: Tensor, deviations: Tensor) -> Tensor:
     """Shrinks white noise of known size: pictures are smooth, so it is most of what they have at high frequencies.
 
     Coefficients of the cosine transform are taken in rings of equal frequency, and each ring is multiplied by
-    `1 - noise energy / energy found`, or 0: the positive-part estimator of James and Stein, a Wiener filter whose
-    spectrum is estimated from the picture itself.
+    `1 - noise energy / energy found`, or 0: a Wiener filter whose spectrum is estimated from the picture itself, close
+    to the positive-part estimator of James and Stein.
 
     Args:
         pictures: float64 `(N, C, H, W)`.
