@@ -37,4 +37,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock demo/data demo/release demo/release.run dist
+	rm -rf .venv .venv-lock demo/data demo/public demo/release demo/release.run dist

@@ -106,6 +106,14 @@ def test_epsilon_decides_what_time_is_spent_on() -> None:
     assert strong.chunk * strong.draws <= 256
 
 
+def test_the_less_budget_the_more_of_it_shows_the_class_means() -> None:
+    ten = list("abcdefghij")
+    weak, strong = (in_time(free(epsilon=e, classes=ten)).privimage.warm_share for e in (10.0, 1.0))
+    assert weak == 0.04
+    assert 0.15 < strong < 0.25
+    assert in_time(free(epsilon=1.0, classes=ten, privimage={"warm_share": 0.1})).privimage.warm_share == 0.1
+
+
 def test_what_a_user_sets_stays() -> None:
     method = {"batch": 512, "width": [8, 8]}
     given = validated(settings(public_size=60_000, minutes=10.0, privimage=method))
@@ -128,7 +136,7 @@ def test_without_minutes_epsilon_still_decides() -> None:
 
 
 def test_the_larger_network_is_for_weak_noise_and_much_time() -> None:
-    weak = free(minutes=40.0, epsilon=10.0)
+    weak = free(minutes=40.0, epsilon=10.0, privimage={"warm_share": 0.04})
     assert wide_pays(weak, 5e6, 223_000)
     assert not wide_pays(weak, 5e5, 223_000)
     assert not wide_pays(free(minutes=40.0, epsilon=1.0), 5e6, 223_000)

@@ -18,6 +18,7 @@ from sfumato.hardware import Hardware, choose_hardware
 from sfumato.methods.denoising import DenoisingLearner, Schedule, View, draw_pictures, network_of
 from sfumato.methods.privimage import WARM_BATCH
 from sfumato.methods.privimage_settings import WIDER, PrivImageConfig
+from sfumato.methods.prototypes import Layout, share_for_clear_means
 from sfumato.methods.semantic import BATCH, DEFAULT_CLUSTERS
 from sfumato.nets.classifier import ConvNet
 from sfumato.privacy.accounting import gaussian_mu
@@ -141,7 +142,7 @@ def settled(config: RunConfig, hardware: Hardware, speed: Speed | None = None) -
     """
     tried = speed is None
     speed = speed or measure_speed(config, hardware)
-    config = _lessons_in_time(config, speed)
+    config = _lessons_in_time(_clear_means(config), speed)
     if not _open(config):
         return with_steps(config, speed), speed
     if tried and config.minutes is not None:
@@ -188,6 +189,16 @@ def _lessons_in_time(config: RunConfig, speed: Speed) -> RunConfig:
     steps = int(_LESSONS * 60 * config.minutes * speed.rows_per_second / lessons.batch)
     longer = lessons.model_copy(update={"steps": max(steps, lessons.steps)})
     return _with(config, config.privimage.model_copy(update={"pretraining": longer}))
+
+
+def _clear_means(config: RunConfig) -> RunConfig:
+    """The warm start's share that follows from epsilon and size, where neither it nor the proportions were set."""
+    method = config.privimage
+    if not _open(config) or "warm_share" in method.model_fields_set:
+        return config
+    layout = Layout(config.image.spec().shape, max(len(config.classes or ()), 1))
+    share = share_for_clear_means(layout, config.public_size or 1, gaussian_mu(config.epsilon, config.delta))
+    return _with(config, method.model_copy(update={"warm_share": share}))
 
 
 def _parameters(config: RunConfig, method: PrivImageConfig) -> int:
@@ -250,4 +261,4 @@ def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
         return settled(config, hardware)[0]
     if not _open(config):
         return config
-    return proportioned(config, _PRESET.batch * _PRESET.steps, _parameters(config, config.privimage))
+    return proportioned(_clear_means(config), _PRESET.batch * _PRESET.steps, _parameters(config, config.privimage))

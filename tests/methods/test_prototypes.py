@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes, without_noise
+from sfumato.methods.prototypes import Layout, Prototypes, read_prototypes, share_for_clear_means, without_noise
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.records import Rows
 
@@ -123,3 +123,15 @@ def test_coarse_versions_are_small_and_never_longer(shape: tuple[int, int, int],
     assert low.shape == (4, coarse)
     assert layout.coarse == coarse
     assert (low.norm(dim=1) <= pictures.flatten(1).norm(dim=1) * (1 + 1e-6)).all()
+
+
+def test_the_share_for_clear_means_makes_them_clear() -> None:
+    layout, size, mu = Layout((1, 28, 28), 10), 60_000, 0.268
+    share = share_for_clear_means(layout, size, mu)
+    noise = np.random.default_rng(0).normal(0, 1 / (mu * share**0.5), (10, layout.block))
+    noise[:, layout.pixels] = size / 10 * noiseless(layout, torch.zeros(1, 1, 28, 28), torch.zeros(1).long())[0, 784]
+    means = noise[:, : layout.pixels] / noise[:, layout.pixels, None] * 0.14 / 0.66 * layout.radius
+    assert means.std() == pytest.approx(0.06, rel=0.05)
+    assert share_for_clear_means(layout, 2 * size, mu) == pytest.approx(share / 4)
+    assert share_for_clear_means(layout, 100, mu) == 0.25
+    assert share_for_clear_means(layout, 10 * size, mu) == 0.04

@@ -140,13 +140,17 @@ def test_pictures_without_labels_are_grouped(tmp_path: Path) -> None:
     pixels, quarter = pictures(200)
     file = tmp_path / "c.safetensors"
     config = SemanticConfig(steps=1, clusters=4)
-    for known in (PublicSet(pixels, None, ()), PublicSet(pixels, np.zeros(200, dtype=np.int64), ("all",))):
+    halves = np.where(np.arange(200) % 7 == 0, 1 - quarter // 2, quarter // 2)  # most pictures of a quarter are of one
+    for known in (PublicSet(pixels, None, ()), PublicSet(pixels, halves, ("low", "high"))):
         file.unlink(missing_ok=True)
         made = semantic_model(config, known, seed=0, hardware=CPU, files=(file,))
-        assert made.classes == ("group 0", "group 1", "group 2", "group 3")
+        for number in range(4):
+            half = ("low", "high")[int(quarter[made.labels == number][0]) // 2]
+            assert made.classes[number] == (f"group {number}" if known.labels is None else f"{half} (group {number})")
         assert len(set(zip(made.labels.tolist(), quarter.tolist(), strict=True))) == 4
         loaded = semantic_model(config, known, seed=1, hardware=CPU, files=(file,))
         assert np.array_equal(loaded.labels, made.labels)
+        assert loaded.classes == made.classes
 
 
 def test_what_decides_a_classifier_is_in_its_name() -> None:

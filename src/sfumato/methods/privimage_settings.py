@@ -78,9 +78,9 @@ class SamplerConfig(BaseModel):
     steps: int = Field(12, ge=1)
     lowest: float = Field(0.02, gt=0)
     highest: float = Field(40.0, gt=0)
-    churn: float = Field(0.0, ge=0)
-    churn_from: float = Field(0.0, ge=0)
-    churn_to: float = Field(1e9, ge=0)
+    churn: float = Field(6.0, ge=0)
+    churn_from: float = Field(0.05, ge=0)
+    churn_to: float = Field(10.0, ge=0)
     guidance: float = Field(0.0, ge=0)
 
     def sampler(self) -> Sampler:
@@ -92,7 +92,8 @@ class PrivImageConfig(BaseModel):
     """Settings of the method; the defaults are the `laptop` preset, tuned for two cores and 28x28 images.
 
     Where the number of records is declared, and none of batch, steps and draws is set, they follow from epsilon and
-    from the time there is (`proportioned`).
+    from the time there is (`proportioned`), and so does the warm start's share if it is not set
+    (`share_for_clear_means`).
 
     Attributes:
         preset: values for whatever is not set; `paper` are the published settings.
@@ -111,7 +112,8 @@ class PrivImageConfig(BaseModel):
         average: decay of the moving average of the weights that is released.
         label_dropout: share of the rows shown without their label; guidance needs some.
         warm_share: share of mu^2 that the warm start may spend; 0 leaves it out.
-        warm_attempts: attempts bought for the warm start; one is a spare.
+        warm_attempts: attempts bought for the warm start. One by default, as a spare costs as much as the touch itself:
+            a run that is killed during the seconds of the touch cannot go on.
         warm_steps: of training on samples of the class models.
         warm_rate: its learning rate.
         chunk: records per forward pass; changes speed and memory only.
@@ -141,8 +143,8 @@ class PrivImageConfig(BaseModel):
     final_rate: float = Field(0.05, ge=0, le=1)
     average: float = Field(0.95, ge=0, lt=1)
     label_dropout: float = Field(0.0, ge=0, lt=1)
-    warm_share: float = Field(0.08, ge=0, lt=1)
-    warm_attempts: int = Field(2, ge=1)
+    warm_share: float = Field(0.15, ge=0, lt=1)
+    warm_attempts: int = Field(1, ge=1)
     warm_steps: int = Field(150, ge=0)
     warm_rate: float = Field(2e-3, gt=0)
     chunk: int = Field(128, ge=1)

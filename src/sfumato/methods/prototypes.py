@@ -20,6 +20,8 @@ from sfumato.privacy.records import Rows
 
 _MEAN_WEIGHT, _COUNT_WEIGHT, _MOMENT_WEIGHT = 0.66, 0.14, 0.738  # squares sum to less than 1
 _MOST_COARSE = 64
+_CLEAR = 0.06  # deviation of the noise in a class mean, on pixels in [-1, 1], below which less of it gains little
+_LEAST_SHARE, _LARGEST_SHARE = 0.04, 0.25
 _TINY = 1e-12  # instead of a division by zero
 
 
@@ -83,6 +85,21 @@ class Layout:
         count = torch.full((len(x), 1), _COUNT_WEIGHT)
         vectors = torch.cat((_MEAN_WEIGHT * x, count, _MOMENT_WEIGHT * moment), dim=1)
         return rows.labels.clamp(min=0), vectors
+
+
+def share_for_clear_means(layout: Layout, size: int, mu: float) -> float:
+    """Share of mu^2 for which one noisy sum shows the class means clearly, between 4 and 25 %.
+
+    The less budget and records there are, the larger it is: noise in a mean falls with the records of its class, and
+    with the Gaussian-DP parameter of the sum alone.
+
+    Args:
+        layout: of the sum.
+        size: declared number of records.
+        mu: Gaussian-DP parameter of the whole run.
+    """
+    needed = layout.radius / (_MEAN_WEIGHT * _CLEAR * size / layout.classes)
+    return min(max((needed / mu) ** 2, _LEAST_SHARE), _LARGEST_SHARE)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from sfumato.privacy.records import Rows
 QUERY = "semantic query"
 BATCH = 128  # pictures a step of the classifier's training
 CLOSE = 1e-4  # relative margin below which a ballot is decided in float64, far above the rounding errors of float32
-_VERSION = "2"  # of the recipe, in the name of what is cached
+_VERSION = "3"  # of the recipe, in the name of what is cached
 
 
 class SemanticConfig(BaseModel):
@@ -165,16 +165,17 @@ class SemanticModel:
         write_atomic(file, save(state, {"classes": json.dumps(self.classes)}), mode)
 
     @classmethod
-    def load(cls, file: Path, shape: tuple[int, int, int], classes: tuple[str, ...]) -> SemanticModel | None:
+    def load(cls, file: Path, shape: tuple[int, int, int]) -> SemanticModel | None:
         """What `save` wrote, or None where there is no such file or it does not fit."""
         try:
+            with safe_open(file, "pt") as opened:
+                names = tuple(json.loads(opened.metadata()["classes"]))
             state = load_file(file)
             labels = state.pop("labels").numpy()
-            names = classes or _cluster_names(labels)
             network = ConvNet(shape, len(names))
             network.load_state_dict({name.removeprefix("network."): value for name, value in state.items()})
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        except (OSError, SafetensorError, KeyError, RuntimeError):
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
             return None
         return cls(network.eval().requires_grad_(False), labels, names)
 
@@ -200,13 +201,12 @@ def semantic_model(
     """
     clustered = public.labels is None or config.clusters is not None
     shape = (public.pixels.shape[1], public.pixels.shape[2], public.pixels.shape[3])
-    known = () if clustered else public.classes
-    found = next((model for file in files if (model := SemanticModel.load(file, shape, known))), None)
+    found = next((model for file in files if (model := SemanticModel.load(file, shape))), None)
     if found is None or len(found.labels) != len(public.pixels):
         labels = public.labels
         if labels is None or clustered:
             labels = cluster(public.pixels, config.clusters or DEFAULT_CLUSTERS, seed, config.embed())
-        names = known or _cluster_names(labels)
+        names = _group_names(labels, public) if clustered else public.classes
         network = _trained(config, public.pixels, labels, len(names), seed, hardware, progress)
         found = SemanticModel(network, labels, names)
     for file in files:
@@ -273,5 +273,10 @@ def _ranked(logits: Tensor) -> Tensor:
     return logits.argsort(dim=1, descending=True, stable=True)
 
 
-def _cluster_names(labels: NDArray[np.int64]) -> tuple[str, ...]:
-    return tuple(f"group {number}" for number in range(int(labels.max()) + 1))
+def _group_names(groups: NDArray[np.int64], public: PublicSet) -> tuple[str, ...]:
+    """A number, and the label that most of its pictures have, where they have any."""
+    numbers = range(int(groups.max()) + 1)
+    if public.labels is None:
+        return tuple(f"group {number}" for number in numbers)
+    most = (np.bincount(public.labels[groups == number]).argmax() for number in numbers)
+    return tuple(f"{public.classes[label]} (group {number})" for number, label in zip(numbers, most, strict=True))

@@ -8,7 +8,9 @@ colours, their negative, and three plain or patterned fabrics over its own shadi
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sfumato.data.collections import openclipart
-from sfumato.data.collections._archives import deb_members
+from sfumato.data.collections._archives import Member, deb_members
 from sfumato.data.collections._debian import fetch_debs
 from sfumato.data.collections._folder import Collection, PictureFolder, transparent
 
@@ -27,6 +29,7 @@ SURFACES = ("own colours", "negative", "fabric 1", "fabric 2", "fabric 3")
 SMALLEST, TURN, STRETCH = 0.8, 10.0, 1.25  # of the frame; degrees; of one side over the other
 COVER = (0.12, 0.92)  # of its own frame that a thing covers; less is a line, more is a tile
 ALONE = 0.8  # least share of the covered area that is in one piece
+PART = 256  # files in memory at once
 DIFFERENT = 24  # grey levels from the ground of an opaque drawing
 
 Plane = np.ndarray[Any, np.dtype[Any]]
@@ -37,26 +40,34 @@ def write(folder: Path, archives: Path, progress: Callable[[int], None]) -> None
     (package,) = fetch_debs((openclipart.PNG,), archives)
     pictures = PictureFolder(folder, progress)
     licence = b""
-    with package.path.open("rb") as file:
-        for name, data in deb_members(file, openclipart.png_limit):
-            if name == openclipart.COPYRIGHT:
-                licence = data or b""
-                continue
-            stem = openclipart.stem(name)
-            thing = cut_out(data or b"")
-            if thing is None:
-                pictures.skipped["not one thing with an outline"] += 1
-                continue
-            words = openclipart.caption(stem, openclipart.Description(), 0)
-            for surface, picture in surfaces(thing, stem):
-                pictures.add(
-                    picture,
-                    f"{package.name} {package.version}: {stem}.png, {surface}",
-                    openclipart.folders(stem)[0],
-                    words,
-                    licence=openclipart.LICENCE,
-                )
+    with package.path.open("rb") as file, ThreadPoolExecutor() as threads:
+        members = deb_members(file, openclipart.png_limit)
+        while part := list(itertools.islice(members, PART)):
+            for (name, data), thing in zip(part, threads.map(_drawn, part), strict=True):
+                if name == openclipart.COPYRIGHT:
+                    licence = data or b""
+                    continue
+                if thing is None:
+                    pictures.skipped["not one thing with an outline"] += 1
+                    continue
+                stem = openclipart.stem(name)
+                words = openclipart.caption(stem, openclipart.Description(), 0)
+                for surface, picture in thing:
+                    pictures.add(
+                        picture,
+                        f"{package.name} {package.version}: {stem}.png, {surface}",
+                        openclipart.folders(stem)[0],
+                        words,
+                        licence=openclipart.LICENCE,
+                    )
     pictures.finish("cutouts", licence.decode(errors="replace"), [package])
+
+
+def _drawn(member: Member) -> list[tuple[str, Image.Image]] | None:
+    """All surfaces of the thing in a file; None if there is no one thing."""
+    name, data = member
+    thing = cut_out(data or b"")
+    return None if thing is None else list(surfaces(thing, openclipart.stem(name)))
 
 
 def cut_out(data: bytes) -> Image.Image | None:
