@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import yaml
 from cells import RESULTS, run
+from numpy.typing import NDArray
 
 from sfumato.data.datasets import fetch
 from sfumato.measure.features import load_embedder
@@ -54,6 +55,7 @@ BY_EPSILON: dict[float, dict[str, float]] = {
 }
 PART = 35 * 60  # seconds of training in one cell
 FRECHET_IMAGES = 10_000
+MEASURED_BY = "efficientnet-lite0"
 
 
 def place(options: argparse.Namespace) -> Path:
@@ -113,14 +115,23 @@ def classify(options: argparse.Namespace, classifier: str) -> dict[str, Any]:
 def distance(options: argparse.Namespace) -> dict[str, Any]:
     """Frechet distance of equal numbers of images, and the statement's epsilon."""
     release = released(options)
-    embedder = load_embedder("efficientnet-lite0")
-    features = []
-    for folder in (fetch_all(options) / "test", release):
-        pixels = read_folder(folder)[0]
-        chosen = np.random.default_rng(0).permutation(len(pixels))[:FRECHET_IMAGES]
-        features.append(embedder.embed_images(pixels[chosen]))
     statement = json.loads((release / "privacy.json").read_text())
-    return {"frechet": frechet_distance(*features).distance, "epsilon": statement["epsilon"]}
+    pixels = read_folder(release)[0]
+    chosen = np.random.default_rng(0).permutation(len(pixels))[:FRECHET_IMAGES]
+    features = load_embedder(MEASURED_BY).embed_images(pixels[chosen])
+    real = test_features(fetch_all(options), FRECHET_IMAGES)
+    return {"frechet": frechet_distance(real, features).distance, "epsilon": statement["epsilon"]}
+
+
+def test_features(data: Path, count: int) -> NDArray[np.float32]:
+    """Of so many test images by lot; kept for the cells that follow."""
+    file = SCRATCH / f"fashion-mnist-test-{MEASURED_BY}-{count}.npy"
+    if not file.exists():
+        pixels = read_folder(data / "test")[0]
+        chosen = np.random.default_rng(0).permutation(len(pixels))[:count]
+        np.save(file, load_embedder(MEASURED_BY).embed_images(pixels[chosen]))
+    found: NDArray[np.float32] = np.load(file)
+    return found
 
 
 def released(options: argparse.Namespace) -> Path:

@@ -22,14 +22,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from cells import run
-from fashion_mnist import PUBLIC, SCRATCH, SETTINGS, fetch_all
-from numpy.typing import NDArray
+from fashion_mnist import MEASURED_BY, PUBLIC, SCRATCH, SETTINGS, fetch_all, test_features
 
 from sfumato.measure.features import load_embedder
 from sfumato.measure.frechet import frechet_distance
@@ -83,24 +80,13 @@ def measure(options: argparse.Namespace, arm: str, epsilon: float, number: int) 
     )
     seconds = time.monotonic() - began
     release = folder / "release"
-    features = load_embedder("efficientnet-lite0").embed_images(read_folder(release)[0])
+    features = load_embedder(MEASURED_BY).embed_images(read_folder(release)[0])
     return {
-        "frechet": frechet_distance(real_features(data), features).distance,
+        "frechet": frechet_distance(test_features(data, IMAGES), features).distance,
         "cnn": evaluate(release, data / "test", "cnn").accuracy,
         "epsilon": json.loads((release / "privacy.json").read_text())["epsilon"],
         "seconds": round(seconds, 1),
     }
-
-
-def real_features(data: Path) -> NDArray[np.float32]:
-    """Of test images by lot; kept for the cells that follow."""
-    file = SCRATCH / f"fashion-mnist-test-{IMAGES}.npy"
-    if not file.exists():
-        pixels = read_folder(data / "test")[0]
-        chosen = np.random.default_rng(0).permutation(len(pixels))[:IMAGES]
-        np.save(file, load_embedder("efficientnet-lite0").embed_images(pixels[chosen]))
-    found: NDArray[np.float32] = np.load(file)
-    return found
 
 
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
