@@ -50,7 +50,9 @@ class Convolution(nn.Conv2d):
         """`(N, inputs, H, W)` to `(N, outputs, ceil(H / stride), ceil(W / stride))`."""
         side, stride = self.kernel_size[0], self.stride[0]
         rows, columns = (max((-(-size // stride) - 1) * stride + side - size, 0) for size in x.shape[2:])
-        return super().forward(F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
+        if rows % 2 or columns % 2:
+            x, rows, columns = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)), 0, 0
+        return F.conv2d(x, self.weight, self.bias, self.stride, (rows // 2, columns // 2), groups=self.groups)
 
 
 class Block(nn.Module):
@@ -66,9 +68,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` to `(N, outputs, H / stride, W / stride)`."""
-        wide = x if self.expand is None else F.relu6(self.expand(x))
-        narrow: Tensor = self.project(F.relu6(self.depthwise(wide)))
-        return x + narrow if self.residual else narrow
+        wide = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        narrow: Tensor = self.project(F.relu6(self.depthwise(wide), inplace=True))
+        return narrow.add_(x) if self.residual else narrow
 
 
 class Network(nn.Module):
@@ -88,9 +90,9 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features, uint8 `(N, 3, 224, 224)` to `(N, 1280)`; `classes` of them are the logits."""
-        x = (pixels.float() - MEAN) / SCALE
-        x = self.blocks(F.relu6(self.stem(x)))
-        return F.relu6(self.head(x)).mean((2, 3))
+        x = (pixels.contiguous(memory_format=torch.channels_last).float() - MEAN) / SCALE
+        x = self.blocks(F.relu6(self.stem(x), inplace=True))
+        return F.relu6(self.head(x), inplace=True).mean((2, 3))
 
 
 class EfficientNet:
@@ -106,7 +108,8 @@ class EfficientNet:
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.identity = identity
         self.names: list[str] = json.loads((folder / "classes.json").read_text())
-        self._network = with_weights(Network, load_file(folder / "weights.safetensors"))
+        network = with_weights(Network, load_file(folder / "weights.safetensors"))
+        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def embed_images(self, images: Images) -> Embeddings:
         """Embeds uint8 images `(N, 1 or 3, H, W)` of any one size as `(N, 1280)`; they are resized to 224 x 224.
