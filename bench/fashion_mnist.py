@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     # Gentler than where the network begins untaught, so that it keeps what the public images taught it.
     "warm_steps": 100,
     "warm_rate": 1e-3,
-    # A spare attempt would cost half of the budget of the class models; a crash in those seconds costs that touch.
+    # A spare attempt would cost half of the budget of the class models; a kill in those seconds costs the run.
     "warm_attempts": 1,
     # Noise added anew makes pictures that teach classifiers more (found on a stand-in, patterned letters at epsilon 1).
     "sampler": {"churn": 6.0, "churn_from": 0.05, "churn_to": 10.0},

@@ -51,6 +51,7 @@ METHOD = {
     "steps": 160,
     "draws": 2,
     "width": [32, 32],
+    "warm_attempts": 1,
     "warm_steps": 100,
     "warm_rate": 1e-3,
     "pretraining": {"steps": 800},

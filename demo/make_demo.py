@@ -26,6 +26,7 @@ METHOD = {
     "semantic": {"clusters": 200},  # clip art is labelled by subject; pictures that look alike are asked for instead
     "steps": 120,  # of private training: fewer are needed after public lessons
     "warm_share": 0.05,
+    "warm_attempts": 1,  # no spare: a demo that is killed can be begun anew
     "warm_steps": 100,
     "warm_rate": 1e-3,  # gentler than for a network that knows nothing yet
 }

@@ -197,7 +197,8 @@ def _clear_means(config: RunConfig) -> RunConfig:
     if not _open(config) or "warm_share" in method.model_fields_set:
         return config
     layout = Layout(config.image.spec().shape, max(len(config.classes or ()), 1))
-    share = share_for_clear_means(layout, config.public_size or 1, gaussian_mu(config.epsilon, config.delta))
+    mu = gaussian_mu(config.epsilon, config.delta)
+    share = share_for_clear_means(layout, config.public_size or 1, mu, method.warm_attempts)
     return _with(config, method.model_copy(update={"warm_share": share}))
 
 

@@ -127,11 +127,12 @@ def test_coarse_versions_are_small_and_never_longer(shape: tuple[int, int, int],
 
 def test_the_share_for_clear_means_makes_them_clear() -> None:
     layout, size, mu = Layout((1, 28, 28), 10), 60_000, 0.268
-    share = share_for_clear_means(layout, size, mu)
+    share = share_for_clear_means(layout, size, mu, 1)
     noise = np.random.default_rng(0).normal(0, 1 / (mu * share**0.5), (10, layout.block))
     noise[:, layout.pixels] = size / 10 * noiseless(layout, torch.zeros(1, 1, 28, 28), torch.zeros(1).long())[0, 784]
     means = noise[:, : layout.pixels] / noise[:, layout.pixels, None] * 0.14 / 0.66 * layout.radius
     assert means.std() == pytest.approx(0.06, rel=0.05)
-    assert share_for_clear_means(layout, 2 * size, mu) == pytest.approx(share / 4)
-    assert share_for_clear_means(layout, 100, mu) == 0.25
-    assert share_for_clear_means(layout, 10 * size, mu) == 0.04
+    assert share_for_clear_means(layout, 2 * size, mu, 1) == pytest.approx(share / 4)
+    assert share_for_clear_means(layout, 2 * size, mu, 2) == pytest.approx(share / 2)
+    assert share_for_clear_means(layout, 100, mu, 1) == 0.25
+    assert share_for_clear_means(layout, 10 * size, mu, 1) == 0.04

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.report.given import Page, facts
-from tests.small_set import SMALL, draw_folder, plan_of, settings
+from tests.small_set import draw_folder, plan_of, settings
 
 from sfumato import run
 from sfumato.config import validated
@@ -50,8 +50,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, run.R
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SFUMATO_HOME", str(place / "home"))
         patch.setattr(recipes, "LEAST", 500)  # steps of a classifier
-        method = SMALL | {"warm_attempts": 2}
-        config = validated(settings(count=30, ledger=str(place / "ledger.jsonl"), privimage=method))
+        config = validated(settings(count=30, ledger=str(place / "ledger.jsonl")))
         private = fill(place / "clinic")
         begun = run.prepare(config, private, place / "out", place / "out.run", plan_of(config))
         out = run.finish(begun)

@@ -112,8 +112,8 @@ class PrivImageConfig(BaseModel):
         average: decay of the moving average of the weights that is released.
         label_dropout: share of the rows shown without their label; guidance needs some.
         warm_share: share of mu^2 that the warm start may spend; 0 leaves it out.
-        warm_attempts: attempts bought for the warm start. One by default, as a spare costs as much as the touch itself:
-            a run that is killed during the seconds of the touch cannot go on.
+        warm_attempts: attempts bought for the warm start; one is a spare. It costs as much as the touch itself; with 1
+            in all, a run that is killed in the seconds of the touch cannot go on, and stays charged.
         warm_steps: of training on samples of the class models.
         warm_rate: its learning rate.
         chunk: records per forward pass; changes speed and memory only.
@@ -144,7 +144,7 @@ class PrivImageConfig(BaseModel):
     average: float = Field(0.95, ge=0, lt=1)
     label_dropout: float = Field(0.0, ge=0, lt=1)
     warm_share: float = Field(0.15, ge=0, lt=1)
-    warm_attempts: int = Field(1, ge=1)
+    warm_attempts: int = Field(2, ge=1)
     warm_steps: int = Field(150, ge=0)
     warm_rate: float = Field(2e-3, gt=0)
     chunk: int = Field(128, ge=1)

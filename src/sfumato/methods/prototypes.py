@@ -21,7 +21,7 @@ from sfumato.privacy.records import Rows
 _MEAN_WEIGHT, _COUNT_WEIGHT, _MOMENT_WEIGHT = 0.66, 0.14, 0.738  # squares sum to less than 1
 _MOST_COARSE = 64
 _CLEAR = 0.06  # deviation of the noise in a class mean, on pixels in [-1, 1], below which less of it gains little
-_LEAST_SHARE, _LARGEST_SHARE = 0.04, 0.25
+_LEAST_SHARE, _LARGEST_SHARE = 0.04, 0.25  # of mu^2
 _TINY = 1e-12  # instead of a division by zero
 
 
@@ -87,8 +87,8 @@ class Layout:
         return rows.labels.clamp(min=0), vectors
 
 
-def share_for_clear_means(layout: Layout, size: int, mu: float) -> float:
-    """Share of mu^2 for which one noisy sum shows the class means clearly, between 4 and 25 %.
+def share_for_clear_means(layout: Layout, size: int, mu: float, attempts: int) -> float:
+    """Share of mu^2 for which each of so many noisy sums shows the class means clearly, between 4 and 25 % in all.
 
     The less budget and records there are, the larger it is: noise in a mean falls with the records of its class, and
     with the Gaussian-DP parameter of the sum alone.
@@ -97,9 +97,10 @@ def share_for_clear_means(layout: Layout, size: int, mu: float) -> float:
         layout: of the sum.
         size: declared number of records.
         mu: Gaussian-DP parameter of the whole run.
+        attempts: that share it.
     """
     needed = layout.radius / (_MEAN_WEIGHT * _CLEAR * size / layout.classes)
-    return min(max((needed / mu) ** 2, _LEAST_SHARE), _LARGEST_SHARE)
+    return min(max(attempts * (needed / mu) ** 2, _LEAST_SHARE), _LARGEST_SHARE)
 
 
 @dataclass(frozen=True)
