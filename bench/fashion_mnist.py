@@ -45,8 +45,6 @@ SETTINGS: dict[str, Any] = {
     "warm_rate": 1e-3,
     # A spare attempt would cost half of the budget of the class models; a kill in those seconds costs the run.
     "warm_attempts": 1,
-    # Noise added anew makes pictures that teach classifiers more (found on a stand-in, patterned letters at epsilon 1).
-    "sampler": {"churn": 6.0, "churn_from": 0.05, "churn_to": 10.0},
 }
 BY_EPSILON: dict[float, dict[str, float]] = {
     # The less training can learn, the more the class models are worth: budget, and blurred samples for classifiers.
@@ -119,11 +117,11 @@ def distance(options: argparse.Namespace) -> dict[str, Any]:
     pixels = read_folder(release)[0]
     chosen = np.random.default_rng(0).permutation(len(pixels))[:FRECHET_IMAGES]
     features = load_embedder(MEASURED_BY).embed_images(pixels[chosen])
-    real = test_features(fetch_all(options), FRECHET_IMAGES)
+    real = real_features(fetch_all(options), FRECHET_IMAGES)
     return {"frechet": frechet_distance(real, features).distance, "epsilon": statement["epsilon"]}
 
 
-def test_features(data: Path, count: int) -> NDArray[np.float32]:
+def real_features(data: Path, count: int) -> NDArray[np.float32]:
     """Of so many test images by lot; kept for the cells that follow."""
     file = SCRATCH / f"fashion-mnist-test-{MEASURED_BY}-{count}.npy"
     if not file.exists():

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 from cells import run
-from fashion_mnist import MEASURED_BY, PUBLIC, SCRATCH, SETTINGS, fetch_all, test_features
+from fashion_mnist import MEASURED_BY, PUBLIC, SCRATCH, SETTINGS, fetch_all, real_features
 
 from sfumato.measure.features import load_embedder
 from sfumato.measure.frechet import frechet_distance
@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace, arm: str, epsilon: float, number: int) 
     release = folder / "release"
     features = load_embedder(MEASURED_BY).embed_images(read_folder(release)[0])
     return {
-        "frechet": frechet_distance(test_features(data, IMAGES), features).distance,
+        "frechet": frechet_distance(real_features(data, IMAGES), features).distance,
         "cnn": evaluate(release, data / "test", "cnn").accuracy,
         "epsilon": json.loads((release / "privacy.json").read_text())["epsilon"],
         "seconds": round(seconds, 1),
