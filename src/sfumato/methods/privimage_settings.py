@@ -78,9 +78,9 @@ class SamplerConfig(BaseModel):
     steps: int = Field(12, ge=1)
     lowest: float = Field(0.02, gt=0)
     highest: float = Field(40.0, gt=0)
-    churn: float = Field(6.0, ge=0)
-    churn_from: float = Field(0.05, ge=0)
-    churn_to: float = Field(10.0, ge=0)
+    churn: float = Field(0.0, ge=0)
+    churn_from: float = Field(0.0, ge=0)
+    churn_to: float = Field(1e9, gt=0)
     guidance: float = Field(0.0, ge=0)
 
     def sampler(self) -> Sampler:
