@@ -3,10 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-browser lint venv lock clean
+.PHONY: demo demo-spti test test-browser lint venv lock clean
 
 demo: venv
 	$(BIN)/python demo/make_demo.py
+
+# Captions evolve by private votes; nothing is trained.
+demo-spti: venv
+	$(BIN)/python demo/make_spti.py
 
 test: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
@@ -37,4 +41,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock demo/data demo/public demo/release demo/release.run dist
+	rm -rf .venv .venv-lock demo/data demo/public demo/release demo/release.run demo/spti dist

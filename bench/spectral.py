@@ -254,7 +254,7 @@ def nonprivate() -> dict[str, Any]:
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     if options.part == "ablations":
         return {
-            f"{name}, epsilon {epsilon}": partial(private_run, "ours", epsilon, 1, name, **changes)
+            f"{name} epsilon {epsilon}": partial(private_run, "ours", epsilon, 1, name, **changes)
             for name, changes in ABLATIONS.items()
             for epsilon in EPSILONS
         }
@@ -266,7 +266,7 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     for method in METHODS:
         for epsilon in EPSILONS:
             for number in RUNS:
-                table[f"{method}, epsilon {epsilon}, run {number}"] = partial(private_run, method, epsilon, number)
+                table[f"{method} epsilon {epsilon} run {number}"] = partial(private_run, method, epsilon, number)
     return table | {"oracle": oracle, "public": public, "nonprivate": nonprivate}
 
 
@@ -279,10 +279,9 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     table: dict[str, dict[str, Any]] = {name: {} for name in EMBEDDERS}
     for cell, value in found.items():
         for embedder, distance in value.get("frechet", {}).items():
-            if ", run " in cell:
-                method, epsilon, _ = cell.split(", ")
-                by_epsilon = table[embedder].setdefault(method, {})
-                by_epsilon.setdefault(epsilon.removeprefix("epsilon "), []).append(distance)
+            if " run " in cell:
+                method, _, epsilon, _, _ = cell.split()
+                table[embedder].setdefault(method, {}).setdefault(epsilon, []).append(distance)
             else:
                 table[embedder][cell] = distance
     return result | {"frechet": {name: row for name, row in table.items() if row}}
