@@ -133,6 +133,31 @@ def test_most_voters_are_settled_by_the_first_product() -> None:
     assert len(left.voters) < 6 * len(voters)
 
 
+def test_tight_clusters_need_no_product() -> None:
+    voters, candidates = clustered(500, 2000, 128, 20, 0.1)
+    nearest = Nearest(candidates)
+    left = nearest._clusters.near(voters)
+    assert left is not None
+    assert len(left.voters) < 500 * 2000 / 10
+    winners = brute_force(voters, candidates)
+    place = np.argsort(nearest._numbers)[winners]  # of each winner in the order of clusters
+    assert all(place[voter] in left.candidates[left.voters == voter] for voter in range(500))
+    assert nearest._clusters.near(gaussian(500, 1, 128)[0]) is None
+
+
+def test_a_cluster_is_kept_for_its_rim() -> None:
+    """The nearest candidate lies on the rim of a wide cluster, whose pivot is farther away than those of all others."""
+    draw = np.random.default_rng(3)
+    rim = np.array([[1.0, 0.0], [9.0, 0.0]], dtype=np.float32)  # one cluster: the second is its pivot or the first
+    others = np.array([[0.0, 3.0], [0.0, -3.0]], dtype=np.float32)
+    candidates = np.concatenate((others, rim))
+    clusters = voting._Clusters(candidates, np.array([0, 1, 2, 2]), candidates[[0, 1, 3]])
+    voters = 0.1 * draw.standard_normal((50, 2)).astype(np.float32)
+    near = clusters._may_hold(voters)
+    assert near[:, 2].all()
+    assert not clusters._may_hold(candidates[:1])[0, 1]  # on the first pivot, six from the second
+
+
 def test_reduced_float32_products_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voting.torch, "get_float32_matmul_precision", lambda: "medium")
     with pytest.raises(InternalError, match="float32"):

@@ -44,9 +44,9 @@ def imports(path: Path) -> set[str]:
     [
         ("privacy", {"privacy", "errors", "_files", "_home", "__version__"}),
         ("nets", {"nets"}),
-        ("methods", {"methods", "privacy", "nets", "pretrained", "data", "hardware", "errors", "_files"}),
+        ("methods", {"methods", "privacy", "nets", "pretrained", "data", "hardware", "errors", "_files", "_threads"}),
         ("data", {"data", "report", "errors", "_files", "_packages", "__version__"}),
-        ("pretrained", {"pretrained", "nets", "errors", "_files", "_home", "_packages"}),
+        ("pretrained", {"pretrained", "nets", "errors", "_files", "_home", "_packages", "_threads"}),
         ("report", {"report", "errors", "_files", "__version__"}),
         ("measure", {"measure", "data", "nets", "pretrained", "hardware", "errors"}),
     ],

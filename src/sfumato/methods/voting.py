@@ -3,9 +3,10 @@
 Which candidate is nearest to a voter is settled in three steps, each of which bounds its own rounding errors and only
 passes on what it cannot rule out:
 
-1. one product of all voters with all candidates, in bfloat16 where the processor multiplies it fast;
-2. for voters with many candidates left (features in tight clusters), products in float32 near a pivot of the cluster,
-   where rounding errors shrink with the distances;
+1. where features lie in tight clusters, the triangle inequality: candidates of clusters that are too far away; else one
+   product of all voters with all candidates, in bfloat16 where the processor multiplies it fast;
+2. for voters with many candidates left, products in float32 near a pivot of the cluster, where rounding errors shrink
+   with the distances;
 3. squared distances in float64, pair by pair.
 
 So the winner is what a float64 search of all pairs finds: the lowest number among the candidates whose squared distance
@@ -19,7 +20,6 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfumato._threads import one_core_each
 from sfumato.errors import InternalError
 from sfumato.hardware import choose_hardware
 from sfumato.pretrained.interfaces import Embeddings
@@ -37,11 +38,14 @@ NOBODY = -1
 """The vote of a voter whose features are not finite, or where there is no candidate."""
 
 _VOTERS = 1024  # a product's voters
-_BLOCK = 4096  # voters that are settled together: step 2 reads all candidates once a block
+_BLOCK = 2048  # voters that a core settles together: step 2 reads all candidates once a block
 _GROUP = 64  # candidates whose scores are looked at together first
+_SAMPLE = 2048  # candidates that pivots are chosen from
+_TRIED = 64  # voters that show whether clusters are tight
+_NEAR = 1 / 16  # of all pairs may be left by clusters that are
 _MANY = 8  # pairs left a voter, from which on step 2 is worth its while
 _TOGETHER = 4  # and candidates of one cluster
-_PAIRS = 128  # pairs that a thread measures at a time
+_PAIRS = 128  # pairs that are measured at a time
 _FLOAT32 = 2.0**-23  # relative error of one operation, however it rounds
 _BFLOAT16 = 1.01 * 2.0**-8  # relative error of rounding to nearest, seen from the rounded number
 _FLOAT64 = 1e-12  # far above what sums of float64 lose at these lengths
@@ -59,7 +63,7 @@ class _Pairs(NamedTuple):
 class Nearest:
     """Finds the nearest of fixed candidates.
 
-    Memory beyond the candidates' is that of one block of voters, however many vote.
+    Memory beyond the candidates' is that of one block of voters a core, however many vote.
     """
 
     def __init__(
@@ -76,13 +80,13 @@ class Nearest:
         self.count, self.dimensions = candidates.shape
         finite = np.isfinite(candidates).all(axis=1)
         self._numbers = np.flatnonzero(finite if usable is None else finite & usable)
+        if not len(self._numbers):
+            return
         owner, pivots = _clusters(candidates[self._numbers])
         order = np.argsort(owner, kind="stable")  # so that a group's candidates are near each other
         self._numbers = self._numbers[order]
         self._candidates = np.ascontiguousarray(candidates[self._numbers])
         half = choose_hardware("cpu").precision == "bf16" if bfloat16 is None else bfloat16
-        if not len(self._numbers):
-            return
         self._product = _Product(self._candidates, torch.bfloat16 if half else torch.float32)
         self._clusters = _Clusters(self._candidates, owner[order], self._candidates[np.argsort(order)[pivots]])
 
@@ -93,11 +97,14 @@ class Nearest:
         winners = np.full(len(voters), NOBODY, dtype=np.int64)
         if not len(self._numbers):
             return winners
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            for begin in range(0, len(voters), _BLOCK):
-                block = np.ascontiguousarray(voters[begin : begin + _BLOCK])
-                able = np.flatnonzero(np.isfinite(block).all(axis=1))
-                winners[begin + able] = self._winners(block[able], threads)
+
+        def settle(begin: int) -> None:
+            block = np.ascontiguousarray(voters[begin : begin + _BLOCK])
+            able = np.flatnonzero(np.isfinite(block).all(axis=1))
+            winners[begin + able] = self._winners(block[able])
+
+        with one_core_each() as cores:  # one compares while another multiplies
+            list(cores.map(settle, range(0, len(voters), _BLOCK)))
         return winners
 
     def histogram(self, blocks: Iterable[Embeddings]) -> NDArray[np.int64]:
@@ -108,13 +115,15 @@ class Nearest:
             counts += np.bincount(winners[winners != NOBODY], minlength=self.count)
         return counts
 
-    def _winners(self, voters: Embeddings, threads: ThreadPoolExecutor) -> NDArray[np.int64]:
+    def _winners(self, voters: Embeddings) -> NDArray[np.int64]:
         """Numbers of the candidates that win, one a finite voter."""
-        parts = [(begin, self._product.survivors(voters[begin : begin + _VOTERS])) for begin in _steps(len(voters))]
-        left = _Pairs(
-            np.concatenate([part.voters + begin for begin, part in parts]),
-            np.concatenate([part.candidates for _, part in parts]),
-        )
+        left = self._clusters.near(voters)
+        if left is None:
+            parts = [(begin, self._product.survivors(voters[begin : begin + _VOTERS])) for begin in _steps(len(voters))]
+            left = _Pairs(
+                np.concatenate([part.voters + begin for begin, part in parts]),
+                np.concatenate([part.candidates for _, part in parts]),
+            )
         if len(left.voters) > _MANY * len(voters):
             left = self._clusters.survivors(voters, left)
         counts = np.bincount(left.voters, minlength=len(voters))
@@ -126,27 +135,24 @@ class Nearest:
             unsettled = ~alone[left.voters]
             pairs = _Pairs(left.voters[unsettled], left.candidates[unsettled])
             starts = np.flatnonzero(np.diff(pairs.voters, prepend=-1))
-            distances = self._distances(voters, pairs, threads)
+            distances = self._distances(voters, pairs)
             found[counts > 1] = _lowest_tied(self._numbers[pairs.candidates], distances, starts)
         for voter in np.flatnonzero(counts == 0):  # numbers at which float32 bounds nothing
             everyone = np.arange(len(self._candidates))
-            distances = self._distances(voters, _Pairs(np.full(len(everyone), voter), everyone), threads)
+            distances = self._distances(voters, _Pairs(np.full(len(everyone), voter), everyone))
             found[voter] = _lowest_tied(self._numbers, distances, np.zeros(1, dtype=np.int64))[0]
         return found
 
-    def _distances(self, voters: Embeddings, pairs: _Pairs, threads: ThreadPoolExecutor) -> NDArray[np.float64]:
+    def _distances(self, voters: Embeddings, pairs: _Pairs) -> NDArray[np.float64]:
         """Squared distances in float64; each is computed from its own two rows, always in the same order."""
-
-        def measure(begin: int) -> NDArray[np.float64]:
+        found = np.zeros(len(pairs.voters))
+        for begin in range(0, len(found), _PAIRS):
             part = slice(begin, begin + _PAIRS)
             difference = np.subtract(
                 voters[pairs.voters[part]], self._candidates[pairs.candidates[part]], dtype=np.float64
             )
-            total: NDArray[np.float64] = np.einsum("ij,ij->i", difference, difference)
-            return total
-
-        found = list(threads.map(measure, range(0, len(pairs.voters), _PAIRS)))
-        return np.concatenate(found) if found else np.zeros(0)
+            np.einsum("ij,ij->i", difference, difference, out=found[part])
+        return found
 
 
 def _steps(voters: int) -> range:
@@ -220,9 +226,11 @@ class _Product:
         operand[: len(voters), : self._dimensions] = torch.from_numpy(seen).to(self._dtype)
         operand[: len(voters), self._dimensions : self._dimensions + 3] = 1
         rounded = operand[: len(voters), : self._dimensions].float().numpy()
-        norm, rounded_norm = _norms(seen) * (1 + _FLOAT32), _norms(rounded)
+        norm = _norms(seen) * (1 + _FLOAT32)
+        rounding = _norms(seen - rounded) + _FLOAT32 * norm
+        rounded_norm = norm + rounding
         error = (
-            (_norms(seen - rounded) + _FLOAT32 * norm) * self._norm
+            rounding * self._norm
             + norm * self._error
             + self._summing * (rounded_norm * self._norm + self._pieces)
             + self._lost
@@ -279,21 +287,19 @@ def _multiplication(right: Tensor) -> Callable[[Tensor], Tensor]:
 def _clusters(candidates: Embeddings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Cluster of every candidate, that of its nearest pivot; and the pivots, which are far apart (Gonzalez 1985)."""
     rows = torch.from_numpy(candidates)
-    squares = rows.square().sum(dim=1)
-    nearest = torch.full((len(rows),), torch.inf)
-    owner = torch.zeros(len(rows), dtype=torch.int64)
-    pivots = []
-    for number in range(min(math.isqrt(len(rows)) + 1, len(rows))):
+    places = torch.arange(0, len(rows), max(1, len(rows) // _SAMPLE))
+    some = rows[places]
+    squares = some.square().sum(dim=1)
+    nearest, pivots = torch.full((len(some),), torch.inf), []
+    for _ in range(min(2 * math.isqrt(len(rows)) + 1, len(some))):
         pivots.append(int(nearest.argmax()))
-        distance = squares - 2 * (rows @ rows[pivots[-1]]) + squares[pivots[-1]]
-        closer = distance < nearest
-        owner[closer] = number
-        nearest = torch.where(closer, distance, nearest)
-    return owner.numpy(), np.array(pivots, dtype=np.int64)
+        nearest = torch.minimum(nearest, squares - 2 * (some @ some[pivots[-1]]) + squares[pivots[-1]])
+    owner = torch.addmm(squares[pivots], rows, some[pivots].T, alpha=-2).argmin(dim=1)
+    return owner.numpy(), places[pivots].numpy()
 
 
 class _Clusters:
-    """Step 2. Squared distances `|y|^2 + |r|^2 - 2 y r` in float32, seen from the pivot of a cluster.
+    """Steps 1 and 2. Squared distances `|y|^2 + |r|^2 - 2 y r` in float32, seen from the pivot of a cluster.
 
     Close to a pivot both y and r are short, and so are the errors: at most `n 2^-23 |y| |r|` for the sum, and, as each
     coordinate of y and r is rounded once, `2^-23 |y| |r|` for the product and `2^-22 (|y|^2 + |r|^2)` for the squares.
@@ -305,10 +311,41 @@ class _Clusters:
         self._starts = np.searchsorted(owner, np.arange(len(pivots) + 1))
         self._seen, self._norms = [], []
         for pivot, (begin, end) in zip(self._pivots, itertools.pairwise(self._starts), strict=True):
-            seen = candidates[begin:end] - pivot
-            self._seen.append(torch.from_numpy(seen))
-            self._norms.append(_norms(seen))
+            self._seen.append(candidates[begin:end] - pivot)
+            self._norms.append(_norms(self._seen[-1]))
         self._summing = 1.01 * (candidates.shape[1] + 2) * _FLOAT32
+        self._sizes = np.diff(self._starts)
+        self._radii = np.array([norms.max(initial=0) for norms in self._norms]) * (1 + 2 * _FLOAT32)
+        self._centre = pivots.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._pivots_seen = pivots - self._centre
+
+    def near(self, voters: Embeddings) -> _Pairs | None:
+        """Each voter with all candidates of the clusters that may hold its nearest; None where those are too many.
+
+        A candidate of a cluster is no nearer to y than `|y - pivot| - radius`, and the nearest one is no farther than
+        the nearest pivot, for pivots are candidates.
+        """
+        if not self._tight(self._may_hold(voters[:_TRIED])):
+            return None
+        near = self._may_hold(voters)
+        if not self._tight(near):
+            return None
+        rows, clusters = near.nonzero()
+        sizes = self._sizes[clusters]
+        firsts = np.repeat(self._starts[clusters] - (np.cumsum(sizes) - sizes), sizes)
+        return _Pairs(np.repeat(rows, sizes), firsts + np.arange(len(firsts)))
+
+    def _tight(self, near: NDArray[np.bool_]) -> bool:
+        return bool((near @ self._sizes).sum() <= _NEAR * len(near) * self._sizes.sum())
+
+    def _may_hold(self, voters: Embeddings) -> NDArray[np.bool_]:
+        """Whether a cluster may hold the nearest candidate of a voter, `(voters, clusters)`."""
+        seen = voters - self._centre
+        squares, error = self._squares(seen, _norms(seen), self._pivots_seen, _norms(self._pivots_seen))
+        most = np.sqrt(squares + error).min(axis=1, keepdims=True)
+        least = np.sqrt(np.maximum(squares - error, 0)) - self._radii
+        near: NDArray[np.bool_] = ~(least > most * (1 + TIE))  # also where float32 bounds nothing
+        return near
 
     def survivors(self, voters: Embeddings, left: _Pairs) -> _Pairs:
         """What may still be nearest; a voter whose candidates are few, or of many clusters, keeps what it has."""
@@ -324,15 +361,9 @@ class _Clusters:
         found_voters, found, lows = [left.voters[~asked]], [left.candidates[~asked]], [np.zeros((~asked).sum())]
         most = np.full(len(voters), np.inf)
         for cluster, part in _by_voter(cluster_of):
-            rows, norms = of[part], self._norms[cluster]
+            rows = of[part]
             seen = voters[rows] - self._pivots[cluster]
-            square = _norms(seen)[:, None] ** 2
-            products = (torch.from_numpy(seen) @ self._seen[cluster].T).double().numpy()
-            squares = square + norms**2
-            lengths = np.sqrt(square) * norms
-            error = 2 * self._summing * lengths + 4 * _FLOAT32 * squares + _UNDERFLOW
-            error[~(lengths < _OVERFLOW)] = np.nan
-            squares -= 2 * products
+            squares, error = self._squares(seen, _norms(seen), self._seen[cluster], self._norms[cluster])
             most[rows] = np.minimum(most[rows], (squares + error).min(axis=1, initial=np.inf))
             squares -= error
             row, member = (squares <= most[rows, None] * (1 + 2 * TIE)).nonzero()
@@ -342,3 +373,14 @@ class _Clusters:
         every, candidates = np.concatenate(found_voters), np.concatenate(found)
         kept = np.concatenate(lows) <= most[every] * (1 + 2 * TIE)
         return _pairs(every[kept], candidates[kept])
+
+    def _squares(
+        self, left: Embeddings, left_norms: NDArray[np.float64], right: Embeddings, right_norms: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Squared distances of rows to rows, and bounds of their errors; NaN where float32 does not bound them."""
+        lengths = left_norms[:, None] * right_norms
+        squares = left_norms[:, None] ** 2 + right_norms**2
+        error = 2 * self._summing * lengths + 4 * _FLOAT32 * squares + _UNDERFLOW
+        error[~(lengths < _OVERFLOW)] = np.nan
+        squares -= 2 * (torch.from_numpy(left) @ torch.from_numpy(right).T).double().numpy()
+        return squares, error

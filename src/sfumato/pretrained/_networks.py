@@ -7,10 +7,8 @@ the same kernels run on every item, and its result is the same to the bit whatev
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from sfumato._threads import one_core_each
 from sfumato.errors import UserError
 from sfumato.pretrained.interfaces import Images
 
@@ -86,21 +85,6 @@ def in_batches(
     with one_core_each() as pool:
         list(pool.map(work, range(0, len(inputs), batch)))
     return results
-
-
-@contextlib.contextmanager
-def one_core_each() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as PyTorch has, each of which computes on one core.
-
-    For many small products this beats all cores on every product: somewhat on an idle machine, and by far beside other
-    programs, where every product waits for the slowest core.
-    """
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 def read_torch(data: bytes) -> dict[str, Any]:
