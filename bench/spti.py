@@ -9,7 +9,7 @@ generator learned from Open Clip Art, Noto, Fluent and Firefox emoji, the captio
 knows the shares. Settings were fixed before the first comparison.
 
 Compared, with 500 images each: random captions drawn (epsilon 0), Private Evolution, SPTI, SPTI without noise, and the
-true captions drawn (a ceiling, not private). Distances are Frechet distances to all private pictures, with an
+true captions drawn (a ceiling, not private). Distances are Frechet distances to 4,000 private pictures, with an
 embedder that did not vote; `subjects_tv` is the total variation between the shares of subjects, as a nearest-neighbour
 classifier on that embedder's features sees them, in the synthetic and in the private pictures.
 
@@ -55,6 +55,7 @@ from sfumato.privacy.noise import Noise, TestNoise
 
 SCRATCH = Path(__file__).parent / "scratch" / "spti"
 SIDE = 64
+MEASURED = 4_000  # private pictures, the first of the set; their order has nothing to do with their subjects
 IMAGES, RUNS, EPSILONS, DELTA = 500, (1, 2, 3), (1, 4), 1e-6
 ROUNDS, POPULATION, VARIATIONS = 4, 500, 3
 PE_POPULATION = POPULATION * (1 + VARIATIONS)  # as many candidates a round
@@ -77,12 +78,13 @@ def private() -> tuple[Images, NDArray[np.int64], list[str]]:
     return pictures, subjects, [entry["text"] for entry in entries]
 
 
-def private_features(embedder: str) -> Embeddings:
-    """Of all private pictures; kept for the cells that follow."""
-    file = SCRATCH / f"{embedder}.npy"
+def private_features(embedder: str, count: int) -> Embeddings:
+    """Of the first private pictures; kept for the cells that follow."""
+    file = SCRATCH / f"{embedder}-{count}.npy"
     if not file.exists():
-        np.save(file, load_embedder(embedder).embed_images(private()[0]))
-    return np.load(file)
+        np.save(file, load_embedder(embedder).embed_images(private()[0][:count]))
+    found: Embeddings = np.load(file)
+    return found
 
 
 class Remembering:
@@ -91,7 +93,7 @@ class Remembering:
     def __init__(self) -> None:
         self._embedder = load_embedder(VOTES_BY)
         self.identity, self.dimensions = self._embedder.identity, self._embedder.dimensions
-        self._known = dict(zip(map(_digest, private()[0]), private_features(VOTES_BY), strict=True))
+        self._known = dict(zip(map(_digest, private()[0]), private_features(VOTES_BY, COUNT), strict=True))
 
     def embed_images(self, images: Images) -> Embeddings:
         """As the embedder does."""
@@ -107,7 +109,7 @@ def _digest(image: NDArray[np.uint8]) -> bytes:
 
 def judged(images: Images) -> dict[str, float]:
     """Frechet distance, and total variation of the subjects: a picture counts for that of its nearest private one."""
-    real, subjects = private_features(MEASURED_BY), private()[1]
+    real, subjects = private_features(MEASURED_BY, MEASURED), private()[1][:MEASURED]
     seen = load_embedder(MEASURED_BY).embed_images(images)
     known, tested = np.arange(len(real)) % 2 == 0, np.arange(len(real)) % 2 == 1
     nearest, own = Nearest(real[known]), subjects[known]
@@ -316,6 +318,7 @@ if __name__ == "__main__":
         summary,
         settings={
             "private": COUNT,
+            "measured": MEASURED,
             "shares": SHARES,
             "seed": SEED,
             "rounds": ROUNDS,
