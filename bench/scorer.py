@@ -30,7 +30,7 @@ from sfumato._packages import pinned_npm
 from sfumato.data import datasets
 from sfumato.data.collections._archives import npm_members
 from sfumato.data.collections._folder import plain
-from sfumato.data.collections.emoji import noto_table
+from sfumato.data.collections.emoji import datasource_table
 from sfumato.pretrained import zoo
 from sfumato.pretrained._eyes import DRAWING, FEATURES, Eyes, squared
 from sfumato.pretrained.interfaces import Images
@@ -107,7 +107,7 @@ def pictures(folder: Path) -> Iterator[tuple[str, str, Images]]:
     archive = pinned_npm(*TWITTER, 2**27, folder / "archives")
     limits = {"package/emoji.json": 2**24}
     with archive.open("rb") as file:
-        table = noto_table(dict(npm_members(file, lambda name: limits.get(name, 0)))["package/emoji.json"] or b"")
+        table = datasource_table(dict(npm_members(file, lambda name: limits.get(name, 0)))["package/emoji.json"] or b"")
     with archive.open("rb") as file:
         for name, data in npm_members(file, lambda name: 2**20 * name.startswith(TWITTER_FOLDER)):
             emoji = table.get(name.removeprefix(TWITTER_FOLDER))

@@ -35,6 +35,7 @@ COLLECTIONS: dict[str, Collection] = {
         emoji.OPENMOJI,
         tuxpaint.COLLECTION,
         furniture.COLLECTION,
+        emoji.TWEMOJI,
         drawings.COLLECTION,
     )
 }

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.archives import png, sha256, tgz
 
 from sfumato.data.collections import emoji
-from sfumato.data.collections.emoji import Emoji, noto_table, openmoji_table
+from sfumato.data.collections.emoji import Emoji, datasource_table, openmoji_table
 
 WAVE = {
     "name": "WAVING HAND SIGN",
@@ -37,7 +37,7 @@ SVG = (
 
 
 def test_notos_table_names_skin_tones() -> None:
-    table = noto_table(json.dumps([WAVE, {"name": "odd"}, 5]).encode())
+    table = datasource_table(json.dumps([WAVE, {"name": "odd"}, 5]).encode())
     tags = ["hand fingers open", "wave", "high five"]
     assert table["1f44b.png"] == Emoji("waving hand sign", "People & Body", tags)
     assert table["w1.png"].text == "waving hand sign, light skin tone"
@@ -56,7 +56,7 @@ def test_openmojis_table_joins_its_tags() -> None:
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 100_000, b"\xff"])
 def test_tables_that_cannot_be_read_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="table of emoji"):
-        noto_table(data)
+        datasource_table(data)
 
 
 def write(kind: str, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:

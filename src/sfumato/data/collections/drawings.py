@@ -1,7 +1,7 @@
-"""A stand-in for a private collection of drawings: emoji of OpenMoji and stamps of Tux Paint, each in many poses.
+"""A stand-in for a private collection of drawings: Twitter's emoji of some subjects, each in many poses.
 
-Six subjects in unequal shares, which whoever tries a method may pretend not to know. Neither source taught Sfumato's
-own image generator anything.
+Five subjects in unequal shares, which whoever tries a method may pretend not to know. Sfumato's own image generator
+learned nothing from this family of emoji.
 """
 
 from __future__ import annotations
@@ -14,57 +14,45 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sfumato.data.collections import emoji, tuxpaint
+from sfumato.data.collections import emoji
 from sfumato.data.collections._folder import Collection, Package, PictureFolder
 
 COUNT, SIDE, SEED = 20_000, 64, 20_261_122
-SHARES = {
-    "openmoji/animals-nature": 0.38,
-    "openmoji/food-drink": 0.27,
-    "openmoji/travel-places": 0.11,
-    "tuxpaint-stamps/animals": 0.12,
-    "tuxpaint-stamps/food": 0.07,
-    "tuxpaint-stamps/vehicles": 0.05,
-}
+SHARES = {"animals-nature": 0.4, "food-drink": 0.28, "travel-places": 0.16, "objects": 0.1, "activities": 0.06}
 SMALLEST, TURN = 0.75, 12.0  # of the frame; degrees
-SOURCES = {"openmoji": emoji.write_openmoji, "tuxpaint-stamps": tuxpaint.write}
 
 
 def write(folder: Path, archives: Path, progress: Callable[[int], None]) -> None:
     """Writes the set."""
     archives.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archives) as temporary:
-        places = {name: Path(temporary) / name for name in SOURCES}
-        for name, place in places.items():
-            place.mkdir()
-            SOURCES[name](place, archives, lambda _: None)
-        _write_posed(places, PictureFolder(folder, progress), archives)
+        source = Path(temporary)
+        emoji.write_twemoji(source, archives, lambda _: None)
+        _write_posed(source, PictureFolder(folder, progress), archives)
 
 
-def _write_posed(places: dict[str, Path], pictures: PictureFolder, archives: Path) -> None:
-    known: dict[str, list[tuple[Path, dict[str, str]]]] = {subject: [] for subject in SHARES}
-    for name, place in places.items():
-        for line in (place / "metadata.jsonl").read_text().splitlines():
-            facts = json.loads(line)
-            if (subject := f"{name}/{facts['label']}") in known:
-                known[subject].append((place / facts["file_name"], facts))
+def _write_posed(source: Path, pictures: PictureFolder, archives: Path) -> None:
+    known: dict[str, list[tuple[Image.Image, dict[str, str]]]] = {subject: [] for subject in SHARES}
+    for line in (source / "metadata.jsonl").read_text().splitlines():
+        facts = json.loads(line)
+        if facts["label"] in known:
+            known[facts["label"]].append((Image.open(source / facts["file_name"]).convert("RGB"), facts))
     if empty := [subject for subject, some in known.items() if not some]:
         raise ValueError(f"without pictures of {empty[0]}")
     draw = np.random.default_rng(SEED)
     for number, subject in enumerate(draw.choice(list(SHARES), COUNT, p=list(SHARES.values()))):
-        file, facts = known[subject][int(draw.integers(len(known[subject])))]
-        source = f"{number:05} of {facts['source']}"
-        pictures.add(
-            posed(Image.open(file), draw), source, subject.replace("/", " "), facts["text"], licence=facts["licence"]
-        )
-    texts = "\n".join((place / "LICENSE").read_text() for place in places.values())
-    pictures.finish("drawings", texts, [package for place in places.values() for package in _packages(place, archives)])
+        picture, facts = known[subject][int(draw.integers(len(known[subject])))]
+        of = f"{number:05} of {facts['source']}"
+        pictures.add(posed(picture, draw), of, subject, facts["text"], licence=facts["licence"])
+    origin = json.loads((source / "SOURCE.json").read_text())["packages"]
+    packages = [Package(**row, path=archives) for row in origin]
+    pictures.finish("drawings", (source / "LICENSE").read_text(), packages)
 
 
 def posed(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
-    """RGB, 64 x 64, white ground: turned by up to `TURN` degrees, shrunk, shifted, mirrored half the time."""
+    """An RGB picture on white, 64 x 64: turned by up to `TURN` degrees, shrunk, shifted, mirrored half the time."""
     largest = int(SIDE * draw.uniform(SMALLEST, 1))
-    small = picture.convert("RGB")
+    small = picture.copy()
     small.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     turned = small.rotate(draw.uniform(-TURN, TURN), Image.Resampling.BICUBIC, expand=True, fillcolor="white")
     if draw.random() < 0.5:
@@ -76,16 +64,11 @@ def posed(picture: Image.Image, draw: np.random.Generator) -> Image.Image:
     return ground
 
 
-def _packages(place: Path, archives: Path) -> list[Package]:
-    rows = json.loads((place / "SOURCE.json").read_text())["packages"]
-    return [Package(**row, path=archives) for row in rows]
-
-
 COLLECTION = Collection(
     "drawings",
-    "emoji and stamps of six subjects in many poses, 64 x 64, to try methods on",
-    "CC-BY-SA-4.0, GPL-2.0-or-later",
+    "emoji of five subjects in many poses, 64 x 64, to try methods on",
+    emoji.TWEMOJI.licence,
     COUNT,
-    emoji.OPENMOJI.download + tuxpaint.COLLECTION.download,
+    emoji.TWEMOJI.download,
     write,
 )

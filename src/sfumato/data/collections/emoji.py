@@ -1,4 +1,4 @@
-"""Two sets of emoji with names and groups: Noto (Google) as PNG, and OpenMoji, drawn here from SVG."""
+"""Three sets of emoji with names and groups: Noto (Google) and Twemoji (Twitter) as PNG; OpenMoji, drawn from SVG."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from sfumato.data.collections._archives import npm_members
 from sfumato.data.collections._folder import Collection, Package, PictureFolder
 from sfumato.data.collections._svg import rasterise
 
-NOTO_PACKAGE = "emoji-datasource-google"
-NOTO_VERSION = "16.0.0"
+DATASOURCE_VERSION = "16.0.0"
 NOTO_SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
-NOTO_FOLDER = "package/img/google/64/"
 NOTO_LICENCE = """\
 The pictures are Noto Emoji, Copyright Google LLC, Apache License 2.0: https://www.apache.org/licenses/LICENSE-2.0
 Names and groups come from the package emoji-datasource-google under the licence below.
+
+"""
+TWEMOJI_SHA256 = "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"
+TWEMOJI_LICENCE = """\
+The pictures are Twemoji, Copyright Twitter, Inc and other contributors, licensed under CC-BY 4.0:
+https://creativecommons.org/licenses/by/4.0/. Pictures may have been changed, as the set's description says.
+Names and groups come from the package emoji-datasource-twitter under the licence below.
 
 """
 OPENMOJI_VERSION = "17.0.0"
@@ -55,15 +60,33 @@ class Emoji:
 
 def write_noto(folder: Path, archives: Path, progress: Callable[[int], None]) -> None:
     """Writes Noto's set: 64 pixels, skin tones included."""
-    path = pinned_npm(NOTO_PACKAGE, NOTO_VERSION, NOTO_SHA256, 2**27, archives)
-    extra = {"package/emoji.json": MAX_TABLE, "package/LICENSE": MAX_PICTURE}
-    table, licence = _read(path, extra)
+    _write_datasource("google", NOTO_SHA256, NOTO, NOTO_LICENCE, folder, archives, progress)
+
+
+def write_twemoji(folder: Path, archives: Path, progress: Callable[[int], None]) -> None:
+    """Writes Twitter's set: 64 pixels, skin tones included."""
+    _write_datasource("twitter", TWEMOJI_SHA256, TWEMOJI, TWEMOJI_LICENCE, folder, archives, progress)
+
+
+def _write_datasource(
+    vendor: str,
+    sha256: str,
+    collection: Collection,
+    notice: str,
+    folder: Path,
+    archives: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Writes one vendor's pictures of the packages `emoji-datasource-*`, which share their table."""
+    name = f"emoji-datasource-{vendor}"
+    path = pinned_npm(name, DATASOURCE_VERSION, sha256, 2**27, archives)
+    table, licence = _read(path, {"package/emoji.json": MAX_TABLE, "package/LICENSE": MAX_PICTURE})
     pictures = PictureFolder(folder, progress)
-    known = noto_table(table)
-    for name, data in _pictures(path, NOTO_FOLDER, ".png"):
-        _add(pictures, known.get(name), data, f"{NOTO_PACKAGE} {NOTO_VERSION}: {name}", "Apache-2.0")
-    package = Package("npm", NOTO_PACKAGE, NOTO_VERSION, NOTO_SHA256, "pinned SHA-256", path)
-    pictures.finish("noto-emoji", NOTO_LICENCE + licence.decode(errors="replace"), [package])
+    known = datasource_table(table)
+    for file, data in _pictures(path, f"package/img/{vendor}/64/", ".png"):
+        _add(pictures, known.get(file), data, f"{name} {DATASOURCE_VERSION}: {file}", collection.licence)
+    package = Package("npm", name, DATASOURCE_VERSION, sha256, "pinned SHA-256", path)
+    pictures.finish(collection.name, notice + licence.decode(errors="replace"), [package])
 
 
 def write_openmoji(folder: Path, archives: Path, progress: Callable[[int], None]) -> None:
@@ -83,7 +106,7 @@ def write_openmoji(folder: Path, archives: Path, progress: Callable[[int], None]
     pictures.finish("openmoji", OPENMOJI_LICENCE + licence.decode(errors="replace"), [package])
 
 
-def noto_table(data: bytes) -> dict[str, Emoji]:
+def datasource_table(data: bytes) -> dict[str, Emoji]:
     """Descriptions by file name, from `emoji.json`.
 
     Raises:
@@ -154,6 +177,9 @@ def _add(pictures: PictureFolder, emoji: Emoji | None, data: bytes | None, sourc
 
 NOTO = Collection(
     "noto-emoji", "emoji with names, skin tones included, 64 x 64", "Apache-2.0", 3767, 74_344_091, write_noto
+)
+TWEMOJI = Collection(
+    "twemoji", "emoji with names, skin tones included, 64 x 64", "CC-BY-4.0", 3752, 61_683_754, write_twemoji
 )
 OPENMOJI = Collection(
     "openmoji", "emoji and icons with names and tags, 128 x 128", "CC-BY-SA-4.0", 4247, 4_339_458, write_openmoji
