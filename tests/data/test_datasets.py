@@ -15,7 +15,7 @@ from sfumato.data.folder import ImageFolder
 from sfumato.errors import UserError
 
 SMALL = ("mnist-5k", "noto-emoji")  # fetched from the registries whenever the tests run
-LARGE = ("glyphs", "openclipart", "cutouts", "openmoji", "tuxpaint-stamps", "furniture", "drawings")
+LARGE = ("glyphs", "openclipart", "cutouts", "openmoji", "tuxpaint-stamps", "furniture", "twemoji", "drawings")
 
 
 @pytest.fixture(scope="session")
