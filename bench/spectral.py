@@ -38,7 +38,7 @@ from PIL import Image
 from sfumato import run
 from sfumato.config import validated
 from sfumato.hardware import choose_hardware, keep_freed_memory
-from sfumato.measure.features import EMBEDDERS, load_embedder
+from sfumato.measure.features import NETWORKS, load_embedder
 from sfumato.measure.frechet import frechet_distance
 from sfumato.methods.coarse import CoarseLearner, coarse_network, condition_of
 from sfumato.methods.denoising import DenoisingLearner, Schedule
@@ -198,7 +198,7 @@ def _in_time(config: Any) -> Any:
 def _distances(made: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, float]:
     true = pixels(portraits()["unseen"], UNSEEN)
     found = {}
-    for name in EMBEDDERS:
+    for name in NETWORKS:
         embed = load_embedder(name).embed_images
         parts = [np.concatenate([embed(some[i : i + 32]) for i in range(0, len(some), 32)]) for some in (true, made)]
         found[name] = frechet_distance(*parts).distance
@@ -276,7 +276,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         if {"cost ours", f"cost diffusion k{draws}"} <= set(found):
             ratio = found[f"cost diffusion k{draws}"]["epoch"] / found["cost ours"]["epoch"]
             result[f"diffusion_k{draws}_over_ours"] = round(ratio, 2)
-    table: dict[str, dict[str, Any]] = {name: {} for name in EMBEDDERS}
+    table: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
     for cell, value in found.items():
         for embedder, distance in value.get("frechet", {}).items():
             if " run " in cell:

@@ -42,7 +42,7 @@ class Pixels:
 NETWORKS = ("efficientnet-lite0", "inception-nsfwjs")
 """Two networks that were trained apart, by their names in the zoo: a finding that only one of them shows is weak."""
 
-EMBEDDERS = (*NETWORKS, Pixels.identity.name)
+EMBEDDERS = (*NETWORKS, "efficientnet-lite2", Pixels.identity.name)
 
 
 def load_embedder(name: str) -> ImageEmbedder:
@@ -53,7 +53,7 @@ def load_embedder(name: str) -> ImageEmbedder:
     """
     if name == Pixels.identity.name:
         return Pixels()
-    if name not in NETWORKS:
+    if name not in EMBEDDERS:
         raise UserError(f"There is no embedder {name!r}; give one of {', '.join(EMBEDDERS)}.")
     from sfumato.pretrained import zoo
 

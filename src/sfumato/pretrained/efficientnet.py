@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: an ImageNet classifier whose last features describe a picture; the default image embedder.
+"""EfficientNet-Lite: ImageNet classifiers whose last features describe a picture; Lite0 is the default image embedder.
 
 Tan and Le 2019, "EfficientNet: Rethinking model scaling for convolutional neural networks"; the Lite variants of its
 authors leave out squeeze-and-excitation and use ReLU6.
@@ -7,9 +7,11 @@ authors leave out squeeze-and-excitation and use ReLU6.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +22,33 @@ from torch.nn import functional as F
 from sfumato.pretrained._networks import IMAGE_BATCH, Weights, folded, in_batches, read_torch, resized, with_weights
 from sfumato.pretrained.interfaces import Embeddings, Identity, Images
 
-SIDE = 224
 DIMENSIONS = 1280
 CLASSES = 1000
 MEAN, SCALE = 127.0, 128.0  # of the pixel values that its authors trained it on
 EPS = 1e-3
-# Expansion, output channels, repeats, stride of the first, kernel side: Table 1 of the paper.
+# Expansion, output channels, repeats, stride of the first, kernel side: Table 1 of the paper, for Lite0.
 STAGES = (
     (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3),
     (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3),
 )  # fmt: skip
+
+
+class Scale(NamedTuple):
+    """How a variant differs from Lite0.
+
+    Attributes:
+        side: of the pictures it sees.
+        width: times as many channels between the stem and the head, rounded to eights.
+        depth: times as many blocks a stage, rounded up; the first and the last stage keep theirs.
+    """
+
+    side: int = 224
+    width: float = 1.0
+    depth: float = 1.0
+
+
+LITE0 = Scale()
+SCALES = {"efficientnet-lite0": LITE0, "efficientnet-lite2": Scale(260, 1.1, 1.2)}
 
 
 @dataclass(frozen=True)
@@ -76,12 +95,13 @@ class Block(nn.Module):
 class Network(nn.Module):
     """The classifier; batch normalisation is folded into the convolutions."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: Scale = LITE0) -> None:
         super().__init__()
         self.stem = Convolution(3, 32, 3, stride=2)
         blocks, channels = [], 32
-        for expansion, outputs, repeats, stride, side in STAGES:
-            for repeat in range(repeats):
+        for number, (expansion, base, repeats, stride, side) in enumerate(STAGES):
+            outputs = int(base * scale.width + 4) // 8 * 8
+            for repeat in range(repeats if number in (0, len(STAGES) - 1) else math.ceil(repeats * scale.depth)):
                 blocks.append(Block(channels, outputs, expansion, stride if repeat == 0 else 1, side))
                 channels = outputs
         self.blocks = nn.Sequential(*blocks)
@@ -89,7 +109,7 @@ class Network(nn.Module):
         self.classes = nn.Linear(DIMENSIONS, CLASSES)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features, uint8 `(N, 3, 224, 224)` to `(N, 1280)`; `classes` of them are the logits."""
+        """Features, uint8 `(N, 3, side, side)` to `(N, 1280)`; `classes` of them are the logits."""
         x = (pixels.contiguous(memory_format=torch.channels_last).float() - MEAN) / SCALE
         x = self.blocks(F.relu6(self.stem(x), inplace=True))
         return F.relu6(self.head(x), inplace=True).mean((2, 3))
@@ -100,7 +120,7 @@ class EfficientNet:
 
     Args:
         folder: of the pulled model.
-        identity: which model it is.
+        identity: which model it is; its name is one of `SCALES`.
     """
 
     dimensions = DIMENSIONS
@@ -108,16 +128,18 @@ class EfficientNet:
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.identity = identity
         self.names: list[str] = json.loads((folder / "classes.json").read_text())
-        network = with_weights(Network, load_file(folder / "weights.safetensors"))
+        scale = SCALES[identity.name]
+        self._side = scale.side
+        network = with_weights(lambda: Network(scale), load_file(folder / "weights.safetensors"))
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def embed_images(self, images: Images) -> Embeddings:
-        """Embeds uint8 images `(N, 1 or 3, H, W)` of any one size as `(N, 1280)`; they are resized to 224 x 224.
+        """Embeds uint8 images `(N, 1 or 3, H, W)` of any one size as `(N, 1280)`; they are resized to its own side.
 
         Raises:
             UserError: not such images.
         """
-        return in_batches(self._network, resized(images, SIDE), IMAGE_BATCH, (DIMENSIONS,))
+        return in_batches(self._network, resized(images, self._side), IMAGE_BATCH, (DIMENSIONS,))
 
     def tag(self, images: Images, best: int = 5) -> list[list[Tag]]:
         """The `best` most probable ImageNet classes of each image, most probable first.
@@ -145,7 +167,7 @@ def prepare(members: Mapping[str, bytes]) -> dict[str, bytes]:
         return folded(given[f"{convolution}.weight"], scale, shift, mean, variance, EPS)
 
     sources = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
-    for number in range(sum(repeats for _, _, repeats, _, _ in STAGES)):
+    for number in range(1 + max(int(name.split(".")[1]) for name in given if name.startswith("_blocks."))):
         theirs = f"_blocks.{number}."
         for name, convolution, norm in (
             ("expand", "_expand_conv", "_bn0"),
