@@ -70,7 +70,7 @@ def test_batches_have_one_shape_and_no_more_images_are_drawn_than_embedded() -> 
 
 def test_embedders_are_loaded_by_name_and_those_not_pulled_say_so() -> None:
     assert isinstance(load_embedder("pixels"), ImageEmbedder)
-    with pytest.raises(UserError, match="efficientnet-lite0, inception-nsfwjs, pixels"):
+    with pytest.raises(UserError, match="efficientnet-lite0, inception-nsfwjs, efficientnet-lite2, pixels"):
         load_embedder("vgg")
     for name in EMBEDDERS[:-1]:
         with pytest.raises(UserError, match="pull"):

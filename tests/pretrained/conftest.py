@@ -55,6 +55,11 @@ def efficientnet() -> EfficientNet:
 
 
 @pytest.fixture(scope="session")
+def efficientnet_lite2() -> EfficientNet:
+    return loaded("efficientnet-lite2")
+
+
+@pytest.fixture(scope="session")
 def inception() -> Inception:
     return loaded("inception-nsfwjs")
 

@@ -24,6 +24,15 @@ def test_it_is_the_network_of_its_package(efficientnet: EfficientNet, picture: I
     assert float(logits.max()) == pytest.approx(6.92626, abs=1e-4)
 
 
+def test_so_is_the_larger_one(efficientnet_lite2: EfficientNet, picture: Images) -> None:
+    """Expected: as above, from the weights of Lite2, at 260 x 260 pixels."""
+    found = efficientnet_lite2.embed_images(picture)
+    expected = [0, 0.924466848, 0.111579552, 0.059115604, 0.76442039, 2.279810429, 0, 0.112399444]
+    np.testing.assert_allclose(found[0, :8], expected, atol=3e-5)
+    np.testing.assert_allclose([found.sum(), (found**2).sum()], [242.125961, 280.355743], rtol=3e-5)
+    assert efficientnet_lite2.tag(picture, best=1)[0][0].name == efficientnet_lite2.names[854]
+
+
 def test_tags_are_sorted_chances_with_names(efficientnet: EfficientNet, picture: Images) -> None:
     assert len(efficientnet.names) == 1000
     assert (efficientnet.names[1], efficientnet.names[285]) == ("goldfish", "Egyptian Mau")
