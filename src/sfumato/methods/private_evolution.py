@@ -96,6 +96,8 @@ def sampled(
 ) -> NDArray[np.int64]:
     """`count` places drawn with replacement, in equal shares of the classes, in proportion to the estimates.
 
+    In the order of the draw, so that the first images of a population are a fair sample of it.
+
     Where a class has no candidate above the threshold, all of its candidates that were made are equally likely.
     """
     groups = list(by_class(labels))
@@ -105,7 +107,7 @@ def sampled(
         if weights.sum() == 0:
             weights = made[places].astype(np.float64)
         share = count // len(groups) + (number < count % len(groups))
-        chosen.append(np.sort(draw.choice(places, max(share, 1), p=weights / weights.sum())))
+        chosen.append(draw.choice(places, max(share, 1), p=weights / weights.sum()))
     return np.concatenate(chosen)
 
 
