@@ -71,7 +71,7 @@ def test_help_has_an_example(command: str) -> None:
 
 def test_the_real_list_names_every_licence() -> None:
     lines = typed("list").stdout.splitlines()
-    assert len(lines) == len(zoo.ENTRIES) == 11
+    assert len(lines) == len(zoo.ENTRIES) == 12
     for line, entry in zip(lines, zoo.ENTRIES.values(), strict=True):
         assert line.startswith(entry.name)
         assert entry.licence in line

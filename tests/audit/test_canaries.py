@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sfumato.audit import canaries
 from sfumato.audit.canaries import DiracLearner, canary_numbers, white_box
 from sfumato.audit.standins import SHAPES, coins, drawn, numbered
 from sfumato.hardware import Hardware
@@ -51,7 +52,11 @@ def test_less_noise_than_claimed_is_seen(tmp_path: Path) -> None:
     assert white_box(quiet, 1000, tmp_path, Noise(), claim=2.0).verdict("quiet", 1).broken
 
 
-def test_a_canary_moves_its_own_parameter_by_the_clip_norm_and_others_train_as_ever(tmp_path: Path) -> None:
+def test_a_canary_moves_its_own_parameter_by_the_clip_norm_and_others_train_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Four fifths are guessed, half of these "inside": where coins fall 15 to 25, one guess has to be wrong.
+    monkeypatch.setattr(canaries, "coins", lambda count: np.arange(count) % 2 == 0)
     learner = DenoisingLearner(
         UNetShape(4, 4, 3, (8, 8), (1, 1)),
         (1, 16, 16),
