@@ -1,7 +1,7 @@
-"""Captions that evolve by private votes: 8,000 private drawings, epsilon 1, nothing trained, no network.
+"""Captions that evolve by private votes: 8,000 private drawings, epsilon 1, nothing trained, no model asked elsewhere.
 
-Run by `make demo-spti`. The private folder holds emoji and stamps of six subjects in unequal shares, which neither the
-image generator nor the list of captions knows. Leaves `demo/spti/release/` and `demo/spti/before-and-after.png`.
+Run by `make demo-spti`. The private folder holds emoji of five subjects in unequal shares, which neither the image
+generator nor the list of captions knows. Leaves `demo/spti/release/` and `demo/spti/before-and-after.png`.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_digits_are_what_they_are_labelled(fetched: dict[str, Path]) -> None:
     assert (nearest == digits[1::2]).mean() > 0.75
 
 
-@pytest.mark.skipif(not os.environ.get("SFUMATO_TEST_LARGE"), reason="420 MB of packages: set SFUMATO_TEST_LARGE=1")
+@pytest.mark.skipif(not os.environ.get("SFUMATO_TEST_LARGE"), reason="480 MB of packages: set SFUMATO_TEST_LARGE=1")
 @pytest.mark.parametrize("name", LARGE)
 def test_large_sets_are_fetched_whole(name: str, archives: Path, tmp_path: Path) -> None:
     check(name, fetch(name, tmp_path / "out", archives=archives))

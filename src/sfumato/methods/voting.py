@@ -37,8 +37,9 @@ TIE = 1e-6
 NOBODY = -1
 """The vote of a voter whose features are not finite, or where there is no candidate."""
 
-_VOTERS = 1024  # a product's voters
-_BLOCK = 2048  # voters that a core settles together: step 2 reads all candidates once a block
+_VOTERS = 1024  # a product's voters, at most
+_ROWS = 256  # their number is filled up to a multiple of it
+_BLOCK = 2048  # voters that a core settles together, at most: step 2 reads all candidates once a block
 _GROUP = 64  # candidates whose scores are looked at together first
 _SAMPLE = 2048  # candidates that pivots are chosen from
 _TRIED = 64  # voters that show whether clusters are tight
@@ -99,12 +100,13 @@ class Nearest:
             return winners
 
         def settle(begin: int) -> None:
-            block = np.ascontiguousarray(voters[begin : begin + _BLOCK])
+            block = np.ascontiguousarray(voters[begin : begin + block_size])
             able = np.flatnonzero(np.isfinite(block).all(axis=1))
             winners[begin + able] = self._winners(block[able])
 
+        block_size = min(_BLOCK, max(_filled(-(-len(voters) // torch.get_num_threads())), _ROWS))
         with one_core_each() as cores:  # one compares while another multiplies
-            list(cores.map(settle, range(0, len(voters), _BLOCK)))
+            list(cores.map(settle, range(0, len(voters), block_size)))
         return winners
 
     def histogram(self, blocks: Iterable[Embeddings]) -> NDArray[np.int64]:
@@ -153,6 +155,10 @@ class Nearest:
             )
             np.einsum("ij,ij->i", difference, difference, out=found[part])
         return found
+
+
+def _filled(voters: int) -> int:
+    return -(-voters // _ROWS) * _ROWS
 
 
 def _steps(voters: int) -> range:
@@ -222,7 +228,7 @@ class _Product:
     def survivors(self, voters: Embeddings) -> _Pairs:
         """What may be nearest; a voter for whom nothing can be said keeps nothing."""
         seen = voters - self._centre  # each coordinate rounded once, by 2^-24 at most
-        operand = torch.zeros(_VOTERS, self._length, dtype=self._dtype)
+        operand = torch.zeros(_filled(len(voters)), self._length, dtype=self._dtype)
         operand[: len(voters), : self._dimensions] = torch.from_numpy(seen).to(self._dtype)
         operand[: len(voters), self._dimensions : self._dimensions + 3] = 1
         rounded = operand[: len(voters), : self._dimensions].float().numpy()
