@@ -24,7 +24,8 @@ DATA, RELEASE, RUN, LEDGER = DEMO / "data", DEMO / "release", DEMO / "release.ru
 
 METHOD = {
     "semantic": {"clusters": 200},  # clip art is labelled by subject; pictures that look alike are asked for instead
-    "steps": 120,  # of private training: fewer are needed after public lessons
+    "pretraining": {"steps": 400},
+    "steps": 100,  # of private training: fewer are needed after public lessons
     "warm_share": 0.05,
     "warm_attempts": 1,  # no spare: a demo that is killed can be begun anew
     "warm_steps": 100,
