@@ -5,8 +5,10 @@
     python bench/spectral.py --part ablations     # further cells: levels, trained sets, warm start, detail
 
 Pictures are 64 x 64 colour portraits of people who do not exist, drawn by the generator `portraits` of the zoo. Private
-are draws whose latents lie on one side of three declared random directions; public are draws from all of latent space.
-Both are made anew in `bench/scratch/` and never leave it.
+are draws whose latents lie on one side of 48 declared random directions; public are draws from all of latent space.
+Both are made anew in `bench/scratch/` and never leave it. (With three directions private draws could not be told from
+public ones: the Frechet distance of 1,500 images to 1,500 private ones, EfficientNet-Lite0, was 9.7 for public and 9.5
+for private draws. With 48 it is 20.0 and 6.7.)
 
 Cost is the time of one epoch of private training, tokenising included, with as many trained parameters (within 10 %),
 the same records a step, engine and precision. Quality is the Frechet distance of equal numbers of images from private
@@ -33,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from cells import run as run_cells
+from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato import run
@@ -56,7 +59,7 @@ from sfumato.privacy.training import Crew
 
 SCRATCH = Path(__file__).parent / "scratch" / "spectral"
 SIDE, PRIVATE, PUBLIC, UNSEEN = 64, 20_000, 20_000, 5_000
-SEED, DIRECTIONS = 20_260_101, 3
+SEED, DIRECTIONS = 20_260_101, 48
 RUNS = (1, 2, 3)
 EPSILONS = ("10", "1")
 IMAGE = (3, SIDE, SIDE)
@@ -67,7 +70,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no warm start": {"warm_share": 0.0},
     **{f"detail {name}": {"detail": name} for name in ("lanczos", "realesrgan-x4plus")},
 }
-SETTINGS = {"side": SIDE, "private": PRIVATE, "public": PUBLIC, "unseen": UNSEEN, "seed": SEED}
+SETTINGS = {
+    "side": SIDE,
+    "private": PRIVATE,
+    "public": PUBLIC,
+    "unseen": UNSEEN,
+    "seed": SEED,
+    "directions": DIRECTIONS,
+}
 
 
 def portraits() -> dict[str, Path]:
@@ -76,11 +86,10 @@ def portraits() -> dict[str, Path]:
     if (SCRATCH / "DRAWN").exists():
         return folders
     shutil.rmtree(SCRATCH, ignore_errors=True)
+    zoo.pull(["portraits", *NETWORKS])
     generator: Any = zoo.load_image_source("portraits")
-    directions = np.random.default_rng(SEED).standard_normal((DIRECTIONS, generator.latent_dimensions))
-    latents = generator.latents(12 * (PRIVATE + UNSEEN), SEED)
-    inside = latents[(latents @ directions.T > 0).all(1)]
-    parts = {"private": inside[:PRIVATE], "unseen": inside[PRIVATE : PRIVATE + UNSEEN]}
+    inside = on_one_side(generator.latents(PRIVATE + UNSEEN, SEED))
+    parts = {"private": inside[:PRIVATE], "unseen": inside[PRIVATE:]}
     parts["public"] = generator.latents(PUBLIC, SEED + 1)
     for name, chosen in parts.items():
         folders[name].mkdir(parents=True)
@@ -90,7 +99,16 @@ def portraits() -> dict[str, Path]:
     return folders
 
 
-def pixels(folder: Path, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def on_one_side(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Latents mirrored, where they lie on the other side of one of the orthonormal directions; again normal there."""
+    random = np.random.default_rng(SEED).standard_normal((latents.shape[1], DIRECTIONS))
+    directions = np.linalg.qr(random)[0].astype(np.float32)
+    along = latents @ directions
+    mirrored: NDArray[np.float32] = latents + (np.abs(along) - along) @ directions.T
+    return mirrored
+
+
+def pixels(folder: Path, count: int) -> NDArray[np.uint8]:
     """The first images of a folder, `(count, 3, H, W)`."""
     files = sorted(folder.rglob("*.png"))[:count]
     return np.stack([np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1) for file in files])
@@ -195,7 +213,7 @@ def _in_time(config: Any) -> Any:
     return in_time(config)
 
 
-def _distances(made: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, float]:
+def _distances(made: NDArray[np.uint8]) -> dict[str, float]:
     true = pixels(portraits()["unseen"], UNSEEN)
     found = {}
     for name in NETWORKS:
@@ -214,7 +232,7 @@ def _public_model() -> SpectralModel:
     )
 
 
-def _sampled(model: SpectralModel) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _sampled(model: SpectralModel) -> NDArray[np.uint8]:
     parts = model.sample(torch.full((UNSEEN,), -1), 0, choose_hardware("cpu"))
     return np.concatenate([part.numpy() for part in parts])
 

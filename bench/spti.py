@@ -67,7 +67,8 @@ LATENCY, CONCURRENCY = 0.2, 64
 
 
 def private_folder() -> Path:
-    """The private set, drawn once."""
+    """The private set, drawn once, and the models that everything here needs."""
+    zoo.pull(["captions", "minilm", VOTES_BY, MEASURED_BY])
     return datasets.fetch("drawings", SCRATCH / "private", archives=SCRATCH / "archives")
 
 
@@ -125,6 +126,7 @@ def judged(images: Images) -> dict[str, float]:
 
 def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) -> dict[str, Any]:
     """A whole run, and its first images."""
+    pictures = private_folder()
     painter = ClipartGenerator()
     models = {"images": painter, "texts": zoo.load("captions"), "embedder": Remembering()}
     own: dict[str, Any] = {"rounds": ROUNDS, "population": POPULATION, "part": 256}
@@ -150,7 +152,7 @@ def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) 
         }
     )
     began = time.perf_counter()
-    begun = run.prepare(config, private_folder(), None, folder, run.make_plan(config), models)
+    begun = run.prepare(config, pictures, None, folder, run.make_plan(config), models)
     population = run.train(begun, noise=noise)
     seconds = time.perf_counter() - began
     images = population.candidates.images(population.numbers[:IMAGES])
@@ -162,6 +164,7 @@ def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) 
 
 def drawn(captions: Callable[[np.random.Generator], Sequence[str]], seed: int) -> dict[str, Any]:
     """Captions drawn as they are."""
+    private_folder()
     return judged(ClipartGenerator().generate(captions(np.random.default_rng(seed)), seed))
 
 

@@ -16,7 +16,7 @@ from sfumato.privacy.records import PrivateRecords, Rows
 
 Vectors = Callable[[Rows], tuple[Tensor, Tensor]]
 GRID = 2**16
-"""Grid steps per clip norm: a chunk's sum, at most 2^22, is exact in float32, and 10^14 records fit 64 bits."""
+"""Grid steps per clip norm: whole numbers up to it are exact in float32, and sums of 10^14 records fit 64 bits."""
 CHUNK = 64
 _UNIT = 2.0**-24  # unit roundoff of float32
 
@@ -41,14 +41,9 @@ def grid_sum(
         vector = torch.where(usable[:, None], vector, 0.0)
         scale = (1 - 4 * _UNIT) * GRID / norm.where(usable, 0.0).clamp(min=touch.clip_norm)
         steps = vector.mul_(scale[:, None]).trunc_()
-        total += (_one_hot(block, blocks).T @ steps).long()
+        total.index_add_(0, torch.where(usable, block, 0).cpu(), steps.long().cpu())
     result: NDArray[np.int64] = total.numpy()
     return result
-
-
-def _one_hot(block: Tensor, blocks: int) -> Tensor:
-    """`(R, blocks)` of zeros and ones; a row of zeros where the block does not exist."""
-    return (block[:, None] == torch.arange(blocks, device=block.device)).float()
 
 
 def noisy_sum(

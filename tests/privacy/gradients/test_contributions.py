@@ -23,7 +23,7 @@ def contribution(way: str, module: nn.Module, reading: Reading, rows: int) -> tu
     """One layer's part, and the length of its gradient."""
     layer, places = place(module)
     if way == "ghost":
-        return Ghost(layer, reading, rows, places), places.whole.stop
+        return Ghost(layer, reading, rows, places, Workspace()), places.whole.stop
     return Instantiated(layer, reading, rows, places, Workspace()), places.whole.stop
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.privacy.gradients import kernels
-from sfumato.privacy.gradients.contributions import Instantiated, Places, choose
+from sfumato.privacy.gradients.contributions import Formed, Instantiated, Places, choose
 from sfumato.privacy.gradients.kernels import Convolution
 from sfumato.privacy.gradients.layers import Workspace, by_record
 from sfumato.privacy.gradients.tape import Layer, Reading
@@ -73,11 +73,11 @@ class CompiledNorm(Instantiated):
             return False
         return len(module.normalized_shape) == 1 and module.normalized_shape[0] % 8 == 0
 
-    def _form(self) -> Tensor:
+    def _form(self) -> list[Formed]:
         module = self._layer.module
         assert isinstance(module, nn.LayerNorm)
         x, g = (by_record(value.float(), self._rows).contiguous() for value in self._reading)
-        return kernels.norm_gradients(x, g, module.eps, self._level)
+        return [Formed(self._places.whole, kernels.norm_gradients(x, g, module.eps, self._level))]
 
 
 class CompiledEmbedding:

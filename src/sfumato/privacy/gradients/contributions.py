@@ -59,6 +59,13 @@ class Places(NamedTuple):
         return slice(min(s.start for s in self.slices.values()), max(s.stop for s in self.slices.values()))
 
 
+class Formed(NamedTuple):
+    """Gradients of one parameter: its place in a record's gradient, and float32 `(R, n)` values of their own."""
+
+    place: slice
+    values: Tensor
+
+
 class Instantiated:
     """Every record's gradient in one layer, formed for the whole chunk."""
 
@@ -67,39 +74,45 @@ class Instantiated:
     def __init__(self, layer: Layer, reading: Reading, rows: int, places: Places, workspace: Workspace) -> None:
         self._layer, self._reading, self._rows = layer, reading, rows
         self._places, self._workspace = places, workspace
-        self._held: Tensor | None = None
+        self._held: list[Formed] | None = None
 
-    def _form(self) -> Tensor:
-        """`(R, n)` float32."""
+    def _form(self) -> list[Formed]:
+        """Gradients of the layer's parameters, together with their places."""
         _, module, trained = self._layer
         activation, gradient = self._reading
         if activation.is_floating_point():
             activation = activation.to(gradient.dtype)
         found = rule_of(module).gradients(module, activation, gradient, self._rows, self._workspace)
-        start, formed = self._places.whole.start, torch.empty(0)
-        if len(trained) == 1:
-            return found[trained[0]].float().contiguous()
-        records = len(activation) // self._rows
-        formed = torch.empty(records, self._places.whole.stop - start, device=gradient.device)
-        for key in trained:
-            place = self._places.slices[key]
-            formed[:, place.start - start : place.stop - start] = found[key]
-        return formed
+        return [Formed(self._places.slices[key], found[key].float().contiguous()) for key in trained]
 
     def squares(self) -> Tensor:
         formed = self._form()
-        if self._workspace.kept + formed.numel() * 4 <= KEEP:
-            self._workspace.kept += formed.numel() * 4
+        size = sum(values.numel() * 4 for _, values in formed)
+        if self._workspace.kept + size <= KEEP:
+            self._workspace.kept += size
             self._held = formed
-        norms: Tensor = torch.linalg.vector_norm(formed, dim=1, dtype=torch.float64)
-        return norms.square()
+        return torch.stack([_squares(values) for _, values in formed]).sum(0)
 
     def add(self, weights: Tensor, total: Tensor, overwrite: bool = False) -> None:
-        formed = self._form() if self._held is None else self._held
         kept = weights > 0
-        if not bool(kept.all()):  # zero times NaN is NaN: such rows are replaced, not weighted
-            formed[~kept] = 0
-        total[self._places.whole] += weights @ formed.double()
+        for place, values in self._form() if self._held is None else self._held:
+            if not bool(kept.all()):  # zero times NaN is NaN: such rows are replaced, not weighted
+                values[~kept] = 0
+            few = _few(values)
+            for part, factors in zip(torch.split(values, few), torch.split(weights, few), strict=True):
+                total[place] += factors @ part.double()
+
+
+def _few(values: Tensor) -> int:
+    """How many rows are made double at a time, so that they stay in a core's cache."""
+    return max(1, 2**16 // values.shape[1])
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Squared norms of rows, float64 `(R,)`."""
+    return torch.cat(
+        [torch.linalg.vector_norm(part.double(), dim=1).square() for part in torch.split(values, _few(values))]
+    )
 
 
 class Ghost:
@@ -107,20 +120,26 @@ class Ghost:
 
     overwrites = False
 
-    def __init__(self, layer: Layer, reading: Reading, rows: int, places: Places) -> None:
+    def __init__(self, layer: Layer, reading: Reading, rows: int, places: Places, workspace: Workspace) -> None:
         self._module, self._reading, self._rows, self._places = layer.module, reading, rows, places
+        self._workspace = workspace
         self._tokens = isinstance(layer.module, nn.Embedding)
 
     def _operands(self) -> tuple[Tensor, Tensor]:
         """Inputs `(R, T, d)`, or tokens `(R, T)`, and output gradients `(R, T, p)`; made anew, as they are large."""
         activation, gradient = self._reading
+        double = self._workspace.double
         if self._tokens:
-            return activation.reshape(len(activation) // self._rows, -1), by_record(gradient, self._rows).double()
+            tokens = activation.reshape(len(activation) // self._rows, -1)
+            return tokens, double(by_record(gradient, self._rows), "output gradients")
         activation = activation.to(gradient.dtype)
         if isinstance(self._module, nn.Conv2d):
-            activation = patches_of(activation, self._module, Workspace())
+            activation = patches_of(activation, self._module, self._workspace)
             gradient = gradient.permute(0, 2, 3, 1)
-        return by_record(activation, self._rows).double(), by_record(gradient, self._rows).double()
+        return (
+            double(by_record(activation, self._rows), "inputs"),
+            double(by_record(gradient, self._rows), "output gradients"),
+        )
 
     def squares(self) -> Tensor:
         a, g = self._operands()
@@ -135,9 +154,12 @@ class Ghost:
         return found
 
     def add(self, weights: Tensor, total: Tensor, overwrite: bool = False) -> None:
-        kept = (weights > 0)[:, None, None]
         a, g = self._operands()
-        g = torch.where(kept, g * weights[:, None, None], 0.0)
+        g *= weights[:, None, None]
+        kept = weights > 0
+        if not bool(kept.all()):  # zero times NaN is NaN: such rows are replaced, not weighted
+            g = torch.where(kept[:, None, None], g, 0.0)
+            a = a if self._tokens else torch.where(kept[:, None, None], a, 0.0)
         if "bias" in self._places.slices:
             total[self._places.slices["bias"]] += g.sum((0, 1))
         if "weight" in self._places.slices:
@@ -145,7 +167,6 @@ class Ghost:
             if self._tokens:
                 place.view(-1, g.shape[-1]).index_add_(0, a.flatten(), g.flatten(0, 1))
             else:
-                a = torch.where(kept, a, 0.0)
                 place.view(g.shape[-1], a.shape[-1]).addmm_(g.flatten(0, 1).T, a.flatten(0, 1))
 
 

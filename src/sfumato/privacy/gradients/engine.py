@@ -255,7 +255,7 @@ class ClippedGradients:
             case "compiled norm":
                 return CompiledNorm(layer, reading, self.rows, places, self._level)
             case "ghost":
-                return Ghost(layer, reading, self.rows, places)
+                return Ghost(layer, reading, self.rows, places, self._workspace)
             case _:
                 return Instantiated(layer, reading, self.rows, places, self._workspace)
 

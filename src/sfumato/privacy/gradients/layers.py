@@ -25,12 +25,16 @@ class Workspace:
         self.kept = 0  # bytes of gradients that wait to be added
         self._held: dict[tuple[object, ...], Tensor] = {}
 
-    def like(self, view: Tensor) -> Tensor:
-        """A contiguous tensor of the shape and kind of `view`, with anything in it; the same one every time."""
-        key = (*view.shape, view.dtype, view.device)
+    def like(self, view: Tensor, dtype: torch.dtype | None = None, use: str = "") -> Tensor:
+        """A contiguous tensor of the shape of `view`, with anything in it; the same one every time for one use."""
+        key = (use, *view.shape, dtype or view.dtype, view.device)
         if key not in self._held:
-            self._held[key] = torch.empty(view.shape, dtype=view.dtype, device=view.device)
+            self._held[key] = torch.empty(view.shape, dtype=dtype or view.dtype, device=view.device)
         return self._held[key]
+
+    def double(self, x: Tensor, use: str) -> Tensor:
+        """A copy of `x` in double precision, which the next one for the same use overwrites."""
+        return self.like(x, torch.float64, use).copy_(x)
 
 
 class Rule(NamedTuple):
