@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-spti test test-browser lint venv lock clean
+.PHONY: demo demo-spti demo-portraits test test-browser lint venv lock clean
 
 demo: venv
 	$(BIN)/python demo/make_demo.py
@@ -11,6 +11,10 @@ demo: venv
 # Captions evolve by private votes; nothing is trained.
 demo-spti: venv
 	$(BIN)/python demo/make_spti.py
+
+# Coarse structure from private faces of nobody, detail from public ones.
+demo-portraits: venv
+	$(BIN)/python demo/make_portraits.py
 
 test: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
@@ -41,4 +45,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock demo/data demo/public demo/release demo/release.run demo/spti dist
+	rm -rf .venv .venv-lock demo/data demo/public demo/release demo/release.run demo/spti demo/portraits dist

@@ -9,7 +9,8 @@ of PyTorch's threads, the faster of its two memory layouts; `plain_replicas` is 
 engine works. Peak memory is that of a process which does nothing else.
 
 Last line: {"gpt16": {"dp_over_plain": .., "opacus_fp32_over_ours": .., "opacus_bf16_over_ours": ..,
-"memory_over_plain": ..}, ...}; Opacus is the faster of its modes "hooks" and "ghost".
+"memory_over_plain": ..}, ..., "without_bf16": {"gpt16": {..}, ..}}; Opacus is the faster of its modes "hooks" and
+"ghost". The cells that end with "fp32", under "without_bf16", are float32 alone.
 """
 
 from __future__ import annotations
@@ -269,6 +270,7 @@ CONTENDERS: dict[str, Callable[[Task, str], Callable[[], None]]] = {
     "vmap": vmap,
 }
 SLOW = {"unet_wide": {"vmap"}}
+FP32 = " fp32"
 
 
 def measure(name: str, repeats: int, has_bf16: bool) -> dict[str, Any]:
@@ -350,10 +352,11 @@ def _status(field: str) -> float:
 
 
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
-    """One a network, and one for memory."""
+    """One a network, and one for memory; and float32 alone, for processors that have nothing else."""
     has_bf16 = bool(machine()["bf16"])
     networks = {name: partial(measure, name, REPEATS, has_bf16) for name in TASKS}
-    return {**networks, "memory": partial(measure_memory, has_bf16)}
+    without = {name + FP32: partial(measure, name, REPEATS, False) for name in TASKS if name != "unet_wide"}
+    return {**networks, "memory": partial(measure_memory, has_bf16), **without}
 
 
 def ratios(cell: dict[str, Any], memory: dict[str, float] | None) -> dict[str, Any]:
@@ -380,6 +383,13 @@ def ratios(cell: dict[str, Any], memory: dict[str, float] | None) -> dict[str, A
     }
 
 
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """The last line."""
+    line = {name: ratios(found[name], found.get("memory", {}).get(name)) for name in TASKS if name in found}
+    without = {name: ratios(found[name + FP32], None) for name in TASKS if name + FP32 in found}
+    return line | ({"without_bf16": without} if without else {})
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--peak"]:
         _print_peak(sys.argv[2])
@@ -387,6 +397,6 @@ if __name__ == "__main__":
     run(
         "engine",
         cells,
-        lambda found: {name: ratios(found[name], found.get("memory", {}).get(name)) for name in TASKS if name in found},
+        summary,
         settings={"repeats": REPEATS, "clip_norm": CLIP, "threads": torch.get_num_threads()},
     )

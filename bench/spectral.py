@@ -52,6 +52,7 @@ from sfumato.nets.adapters import trained_parameters
 from sfumato.nets.autoregressive import Condition
 from sfumato.nets.unet import UNet, UNetShape
 from sfumato.pretrained import zoo
+from sfumato.pretrained.portraits import on_one_side
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import Rows
@@ -88,7 +89,7 @@ def portraits() -> dict[str, Path]:
     shutil.rmtree(SCRATCH, ignore_errors=True)
     zoo.pull(["portraits", *NETWORKS])
     generator: Any = zoo.load_image_source("portraits")
-    inside = on_one_side(generator.latents(PRIVATE + UNSEEN, SEED))
+    inside = on_one_side(generator.latents(PRIVATE + UNSEEN, SEED), DIRECTIONS, SEED)
     parts = {"private": inside[:PRIVATE], "unseen": inside[PRIVATE:]}
     parts["public"] = generator.latents(PUBLIC, SEED + 1)
     for name, chosen in parts.items():
@@ -97,15 +98,6 @@ def portraits() -> dict[str, Path]:
             Image.fromarray(face.transpose(1, 2, 0)).save(folders[name] / f"{number:05}.png")
     (SCRATCH / "DRAWN").touch()
     return folders
-
-
-def on_one_side(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents mirrored, where they lie on the other side of one of the orthonormal directions; again normal there."""
-    random = np.random.default_rng(SEED).standard_normal((latents.shape[1], DIRECTIONS))
-    directions = np.linalg.qr(random)[0].astype(np.float32)
-    along = latents @ directions
-    mirrored: NDArray[np.float32] = latents + (np.abs(along) - along) @ directions.T
-    return mirrored
 
 
 def pixels(folder: Path, count: int) -> NDArray[np.uint8]:

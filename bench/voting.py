@@ -7,7 +7,8 @@ faster `sfumato.methods.voting.Nearest` is than `faiss.IndexFlatL2` and than a b
 whether its winners are those of float64 brute force and its histogram that of two shards. All three are timed in turns
 in one process, on a slice of 8,192 voters (their cost is proportional to the voters), with OPENBLAS_CORETYPE unset and
 set for faiss; the smallest of the ratios counts. The cell `stream` lets all 300,000 vote once: its seconds, and the
-memory taken beyond the candidates' own while they do.
+memory taken beyond the candidates' own while they do. The cells that end with "fp32" are what is left of the ratios
+(to faiss, to PyTorch) where nothing but float32 is multiplied fast; they are reported apart, as "without_bf16".
 
 Features: `gaussian` is i.i.d. standard normal; `clustered` has 200 standard normal centres and a spread of 0.3 around
 them, for voters and candidates alike.
@@ -33,6 +34,7 @@ from sfumato.methods.voting import TIE, Nearest
 
 VOTERS, CANDIDATES, DIMENSIONS = 300_000, 14_000, 2_048
 SLICE, REPEATS, BLOCK = 8_192, 5, 1_024
+FP32 = " fp32"
 CORES = {"": "as faiss finds it", "-skylakex": "SkylakeX"}
 Features = NDArray[np.float32]
 
@@ -70,7 +72,7 @@ def blocked(voters: Features, candidates: Features) -> NDArray[np.int64]:
     return torch.cat(parts).numpy()
 
 
-def compare(kind: str, core: str) -> dict[str, Any]:
+def compare(kind: str, core: str, bfloat16: bool | None = None) -> dict[str, Any]:
     """Times the three in turns on one slice."""
     if core:
         os.environ["OPENBLAS_CORETYPE"] = CORES[core]
@@ -79,7 +81,7 @@ def compare(kind: str, core: str) -> dict[str, Any]:
     candidates, voters = features(kind, CANDIDATES, 1), features(kind, SLICE, 2)
     index = faiss.IndexFlatL2(DIMENSIONS)
     index.add(candidates)
-    nearest = Nearest(candidates)
+    nearest = Nearest(candidates, bfloat16=bfloat16)
     ways: dict[str, Callable[[], Any]] = {
         "sfumato": lambda: nearest(voters),
         "torch": lambda: blocked(voters, candidates),
@@ -135,13 +137,14 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     table: dict[str, Callable[[], Any]] = {
         kind + core: partial(compare, kind, core) for kind in ("gaussian", "clustered") for core in CORES
     }
+    table |= {kind + FP32: partial(compare, kind, "", False) for kind in ("gaussian", "clustered")}
     return table | {"stream": stream}
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The last line."""
     whole = found.get("stream")
-    compared = [cell for name, cell in found.items() if name != "stream"]
+    compared = [cell for name, cell in found.items() if name != "stream" and not name.endswith(FP32)]
     line: dict[str, Any] = {}
     if compared:
         line["speedup_over_faiss"] = min(cell["over_faiss"] for cell in compared)
@@ -149,6 +152,9 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         line["identical"] = all(cell["identical"] for cell in compared) and (whole is None or whole["shards_agree"])
     if whole:
         line |= {"peak_mb": whole["peak_mb"], "seconds_300000": whole["seconds"]}
+    without = {name: cell for name, cell in found.items() if name.endswith(FP32)}
+    if without:
+        line["without_bf16"] = {name: [cell["over_faiss"], cell["over_torch"]] for name, cell in without.items()}
     return line
 
 

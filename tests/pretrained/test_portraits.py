@@ -5,7 +5,7 @@ import pytest
 
 from sfumato.errors import UserError
 from sfumato.pretrained.interfaces import ImageSource
-from sfumato.pretrained.portraits import BATCH, Portraits
+from sfumato.pretrained.portraits import BATCH, Portraits, on_one_side
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -46,3 +46,14 @@ def test_near_latents_give_near_faces(portraits: Portraits) -> None:
 def test_other_vectors_are_refused(portraits: Portraits, latents: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"shape \(N, 100\)"):
         portraits.draw_from(latents)
+
+
+def test_mirrored_latents_lie_on_one_side_and_keep_the_rest() -> None:
+    latents = np.random.default_rng(0).standard_normal((2000, 100), np.float32)
+    moved = on_one_side(latents, 30, 5)
+    axes = np.linalg.qr(np.random.default_rng(5).standard_normal((100, 30)))[0]
+    assert (moved @ axes >= -1e-5).all()
+    np.testing.assert_allclose(moved @ axes, np.abs(latents @ axes), atol=1e-4)
+    across = np.eye(100) - axes @ axes.T
+    np.testing.assert_allclose(moved @ across, latents @ across, atol=1e-4)
+    assert not np.allclose(moved, on_one_side(latents, 30, 6))

