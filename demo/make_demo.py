@@ -16,16 +16,18 @@ from pathlib import Path
 
 from sfumato.data.datasets import fetch
 from sfumato.data.release import contact_sheet
+from sfumato.hardware import choose_hardware
 from sfumato.measure.utility import evaluate, read_folder
 
 DEMO = Path(__file__).parent
 PUBLIC, SETTINGS = DEMO / "public", DEMO / "settings.yaml"
 DATA, RELEASE, RUN, LEDGER = DEMO / "data", DEMO / "release", DEMO / "release.run", DEMO / "home"
 
+QUICK = choose_hardware().precision == "bf16"  # without it, all training takes about twice as long
 METHOD = {
     "semantic": {"clusters": 200},  # clip art is labelled by subject; pictures that look alike are asked for instead
-    "pretraining": {"steps": 400},
-    "steps": 100,  # of private training: fewer are needed after public lessons
+    "pretraining": {"steps": 400 if QUICK else 250},
+    "steps": 100 if QUICK else 60,  # of private training: fewer are needed after public lessons
     "warm_share": 0.05,
     "warm_attempts": 1,  # no spare: a demo that is killed can be begun anew
     "warm_steps": 100,

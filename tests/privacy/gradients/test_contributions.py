@@ -53,6 +53,13 @@ many = settings(max_examples=20, deadline=None)
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_gradients_of_which_a_cache_holds_few(way: str) -> None:
+    """They are measured and added one after the other; five records, so that parts differ."""
+    check(way, nn.Linear(300, 300), torch.randn(5, 300), 1)
+    check(way, nn.Linear(150, 150), torch.randn(10, 150), 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @many
 @given(records=small, rows=rows_, inputs=small, outputs=small, between=st.lists(small, max_size=2), bias=st.booleans())
 def test_linear(way: str, records: int, rows: int, inputs: int, outputs: int, between: list[int], bias: bool) -> None:
