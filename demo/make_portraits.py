@@ -66,12 +66,11 @@ def read(folder: Path, count: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1) for file in files])
 
 
-def most_like(known: NDArray[np.uint8], images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Those images that are nearest to known ones, as a public embedder sees them."""
+def most_typical(known: NDArray[np.uint8], images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Those images that are nearest to the mean of known ones, as a public embedder sees them."""
     embedder = load_embedder(EMBEDDER)
     seen, true = (features(some, embedder) for some in (images, known))
-    squares = (seen**2).sum(1)[:, None] - 2 * seen @ true.T + (true**2).sum(1)
-    return images[np.argsort(squares.min(1))[:count]]
+    return images[np.argsort(((seen - true.mean(0)) ** 2).sum(1))[:count]]
 
 
 def main() -> None:
@@ -94,8 +93,8 @@ def main() -> None:
     made, shown = read(RELEASE / "images", IMAGES), ROWS * COLUMNS
     rows = np.concatenate((read(PUBLIC, shown), read(PRIVATE, shown), made[:shown]))
     contact_sheet(rows, rows=3 * ROWS, columns=COLUMNS, scale=1).save(DEMO / "faces.png")
-    print(f"\nEnlarging the {ENLARGED} that are most like public faces ...", flush=True)
-    best = zoo.load_upscaler(UPSCALER).upscale(most_like(read(PUBLIC, IMAGES), made, ENLARGED))
+    print(f"\nEnlarging the {ENLARGED} that are most like a public face ...", flush=True)
+    best = zoo.load_upscaler(UPSCALER).upscale(most_typical(read(PUBLIC, IMAGES), made, ENLARGED))
     contact_sheet(best, rows=2, columns=ENLARGED // 2, scale=1).save(DEMO / "enlarged.png")
     statement = json.loads((RELEASE / "privacy.json").read_text())
     print(f"epsilon {statement['epsilon']:g}, delta {statement['delta']:g}, {time.monotonic() - begun:.0f} seconds")
