@@ -89,7 +89,14 @@ CONTRIBUTED: dict[str, tuple[Mutant, ...]] = {
         Mutant(
             "NaN by weight 0",
             CONTRIBUTIONS,
-            "            formed[~kept] = 0\n",
+            "                values[~kept] = 0\n",
+            "                pass\n",
+            "privacy/gradients/test_contributions.py::test_weight_zero_is_not_read",
+        ),
+        Mutant(
+            "NaN by weight 0 without a gradient of its own",
+            CONTRIBUTIONS,
+            "            g = torch.where(kept[:, None, None], g, 0.0)\n",
             "            pass\n",
             "privacy/gradients/test_contributions.py::test_weight_zero_is_not_read",
         ),

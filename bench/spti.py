@@ -67,8 +67,7 @@ LATENCY, CONCURRENCY = 0.2, 64
 
 
 def private_folder() -> Path:
-    """The private set, drawn once, and the models that everything here needs."""
-    zoo.pull(["captions", "minilm", VOTES_BY, MEASURED_BY])
+    """The private set, drawn once."""
     return datasets.fetch("drawings", SCRATCH / "private", archives=SCRATCH / "archives")
 
 
@@ -89,6 +88,12 @@ def private_features(embedder: str, count: int) -> Embeddings:
         np.save(file, load_embedder(embedder).embed_images(private()[0][:count]))
     found: Embeddings = np.load(file)
     return found
+
+
+def pulled_painter() -> ClipartGenerator:
+    """The generator of drawings, once the models that a cell needs are here."""
+    zoo.pull(["captions", "minilm", VOTES_BY, MEASURED_BY])
+    return ClipartGenerator()
 
 
 class Remembering:
@@ -126,8 +131,7 @@ def judged(images: Images) -> dict[str, float]:
 
 def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) -> dict[str, Any]:
     """A whole run, and its first images."""
-    pictures = private_folder()
-    painter = ClipartGenerator()
+    painter = pulled_painter()
     models = {"images": painter, "texts": zoo.load("captions"), "embedder": Remembering()}
     own: dict[str, Any] = {"rounds": ROUNDS, "population": POPULATION, "part": 256}
     if method == "spti":
@@ -152,7 +156,7 @@ def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) 
         }
     )
     began = time.perf_counter()
-    begun = run.prepare(config, pictures, None, folder, run.make_plan(config), models)
+    begun = run.prepare(config, private_folder(), None, folder, run.make_plan(config), models)
     population = run.train(begun, noise=noise)
     seconds = time.perf_counter() - began
     images = population.candidates.images(population.numbers[:IMAGES])
@@ -164,8 +168,7 @@ def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) 
 
 def drawn(captions: Callable[[np.random.Generator], Sequence[str]], seed: int) -> dict[str, Any]:
     """Captions drawn as they are."""
-    private_folder()
-    return judged(ClipartGenerator().generate(captions(np.random.default_rng(seed)), seed))
+    return judged(pulled_painter().generate(captions(np.random.default_rng(seed)), seed))
 
 
 def random_captions(draw: np.random.Generator) -> list[str]:

@@ -21,10 +21,12 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from sfumato.data.decode import ImageSpec
 from sfumato.data.release import contact_sheet
 from sfumato.measure.features import features, load_embedder
+from sfumato.measure.images import read_images
 from sfumato.pretrained import zoo
-from sfumato.pretrained.portraits import on_one_side
+from sfumato.pretrained.portraits import SIDE, on_one_side
 
 DEMO = Path(__file__).parent / "portraits"
 PRIVATE, PUBLIC, RELEASE, RUN, HOME = (DEMO / name for name in ("private", "public", "release", "release.run", "home"))
@@ -61,9 +63,8 @@ def draw_faces() -> None:
 
 
 def read(folder: Path, count: int) -> NDArray[np.uint8]:
-    """The first images of a folder, `(count, 3, H, W)`."""
-    files = sorted(folder.rglob("*.png"))[:count]
-    return np.stack([np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1) for file in files])
+    """Some images of a folder, always the same, `(count, 3, H, W)`."""
+    return np.stack(list(read_images(folder, ImageSpec(SIDE, SIDE, 3), count)))
 
 
 def most_typical(known: NDArray[np.uint8], images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
@@ -87,10 +88,10 @@ def main() -> None:
         *(sys.executable, "-m", "sfumato", "synthesize", str(PRIVATE), str(RELEASE), "--method", "spectral"),
         *("--dataset", "portraits-demo", "--ledger", str(HOME / "ledger.jsonl"), "--config", str(DEMO / "run.yaml")),
         *("--epsilon", "10", "--delta", "1e-5", "--public-size", str(SIZES[PRIVATE]), "--count", str(IMAGES)),
-        *("--size", "64x64", "--channels", "3", "--public", str(PUBLIC)),
+        *("--size", f"{SIDE}x{SIDE}", "--channels", "3", "--public", str(PUBLIC)),
     ]
     subprocess.run(command, check=True)
-    made, shown = read(RELEASE / "images", IMAGES), ROWS * COLUMNS
+    made, shown = read(RELEASE, IMAGES), ROWS * COLUMNS
     rows = np.concatenate((read(PUBLIC, shown), read(PRIVATE, shown), made[:shown]))
     contact_sheet(rows, rows=3 * ROWS, columns=COLUMNS, scale=1).save(DEMO / "faces.png")
     print(f"\nEnlarging the {ENLARGED} that are most like a public face ...", flush=True)
