@@ -37,8 +37,7 @@ TIE = 1e-6
 NOBODY = -1
 """The vote of a voter whose features are not finite, or where there is no candidate."""
 
-_VOTERS = 1024  # a product's voters, at most
-_ROWS = 256  # their number is filled up to a multiple of it
+_VOTERS = 256  # of a product, filled up to as many: few, so that their scores find room in caches and in memory at hand
 _BLOCK = 2048  # voters that a core settles together, at most: step 2 reads all candidates once a block
 _GROUP = 64  # candidates whose scores are looked at together first
 _SAMPLE = 2048  # candidates that pivots are chosen from
@@ -104,7 +103,7 @@ class Nearest:
             able = np.flatnonzero(np.isfinite(block).all(axis=1))
             winners[begin + able] = self._winners(block[able])
 
-        block_size = min(_BLOCK, max(_filled(-(-len(voters) // torch.get_num_threads())), _ROWS))
+        block_size = min(_BLOCK, max(_filled(-(-len(voters) // torch.get_num_threads())), _VOTERS))
         with one_core_each() as cores:  # one compares while another multiplies
             list(cores.map(settle, range(0, len(voters), block_size)))
         return winners
@@ -158,7 +157,7 @@ class Nearest:
 
 
 def _filled(voters: int) -> int:
-    return -(-voters // _ROWS) * _ROWS
+    return -(-voters // _VOTERS) * _VOTERS
 
 
 def _steps(voters: int) -> range:
