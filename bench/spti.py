@@ -2,6 +2,7 @@
 
     python bench/spti.py                     # every cell is stored when it is done
     python bench/spti.py --only "1 spti 1"   # one cell
+    python bench/spti.py --part ablations    # further cells: what we do otherwise than the published code, left out
 
 The private set is `drawings`: 20,000 pictures, 64 x 64, of five subjects in unequal shares, made from Twitter's emoji
 (`sfumato/data/collections/drawings.py` says exactly how, by a fixed seed). The generator learned from Open Clip Art,
@@ -11,17 +12,18 @@ equally near to the private set: that was first of OpenMoji and Tux Paint's stam
 generator draws for no caption; and Inception measured, which finds a drawing of a private caption nearest to a private
 picture of its subject in 43 % of the cases only (EfficientNet-Lite2: 76 %).
 
-Compared, with 500 images each: random captions drawn (epsilon 0), Private Evolution, SPTI, SPTI without noise, and the
-true captions drawn (a ceiling, not private). Distances are Frechet distances to 4,000 private pictures, with an
-embedder that did not vote; `subjects_tv` is the total variation between the shares of subjects, as a nearest-neighbour
-classifier on that embedder's features sees them, in the synthetic and in the private pictures.
+Compared, with 500 images each: random captions drawn (epsilon 0), Private Evolution, SPTI, SPTI without noise, the
+true captions drawn (a ceiling, not private), and as many other private pictures, whose distance is not zero either.
+Distances are Frechet distances to 4,000 private pictures, with an embedder that did not vote; `subjects_tv` is the
+total variation between the shares of subjects, as a nearest-neighbour classifier on that embedder's features sees them,
+in the synthetic and in the private pictures.
 
 `wall_over_reference` is the time of a run against an image and a text service that answer after 200 ms, 64 at a time,
 over that of a reference loop that follows the published scheduling: one stage after the other, with variations after
 the last vote. `calls_over_paper` is the number of candidates made over the published formula.
 
-Last line: {"1": {"epsilon0": [..], "pe": [..], "spti": [..], "no_noise": [..], "ceiling": [..]}, "4": {..},
-"subjects_tv": {..}, "calls_over_paper": .., "wall_over_reference": ..}.
+Last line: {"1": {"epsilon0": [..], "pe": [..], "spti": [..], "no_noise": [..], "ceiling": [..], "real": [..]},
+"4": {..}, "subjects_tv": {..}, "calls_over_paper": .., "wall_over_reference": ..}.
 """
 
 from __future__ import annotations
@@ -64,6 +66,13 @@ ROUNDS, POPULATION, VARIATIONS = 4, 500, 3
 PE_POPULATION = POPULATION * (1 + VARIATIONS)  # as many candidates a round
 VOTES_BY, MEASURED_BY = "efficientnet-lite0", "efficientnet-lite2"
 LATENCY, CONCURRENCY = 0.2, 64
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "children in the last round": {"children_last": True},
+    "drawings not kept": {"keep_renders": False},
+    "votes not combined": {"combine_votes": False},
+    "duplicates not merged": {"merge_duplicates": False},
+}
+"""Each puts one setting back to what the published code does."""
 
 
 def private_folder() -> Path:
@@ -129,17 +138,20 @@ def judged(images: Images) -> dict[str, float]:
     }
 
 
-def evolved(method: str, epsilon: float, seed: int, noise: Noise | None = None) -> dict[str, Any]:
-    """A whole run, and its first images."""
+def evolved(
+    method: str, epsilon: float, seed: int, noise: Noise | None = None, name: str = "", **changes: Any
+) -> dict[str, Any]:
+    """A whole run, and its first images; `changes` of the method's settings under a `name` of their own."""
     painter = pulled_painter()
     models = {"images": painter, "texts": zoo.load("captions"), "embedder": Remembering()}
     own: dict[str, Any] = {"rounds": ROUNDS, "population": POPULATION, "part": 256}
     if method == "spti":
-        own |= {"first_variations": VARIATIONS, "variations": VARIATIONS}
+        own |= {"first_variations": VARIATIONS, "variations": VARIATIONS} | changes
     else:
         models["variator"] = painter
         own |= {"population": PE_POPULATION}
-    folder = SCRATCH / f"{method}-{epsilon}-{seed}{'' if noise is None else '-no-noise'}.run"
+    suffix = name if noise is None else "no noise"
+    folder = SCRATCH / (f"{method} {epsilon} {seed} {suffix}".strip().replace(" ", "-") + ".run")
     shutil.rmtree(folder, ignore_errors=True)
     ledger = folder.with_suffix(".ledger.jsonl")
     ledger.unlink(missing_ok=True)
@@ -181,6 +193,12 @@ def true_captions(draw: np.random.Generator) -> list[str]:
     """The ceiling: not private."""
     captions = private()[2]
     return [captions[place] for place in draw.choice(len(captions), IMAGES, replace=False)]
+
+
+def real(seed: int) -> dict[str, Any]:
+    """What as many private pictures have that are not among the measured ones: the floor at this number of images."""
+    pictures = private()[0][MEASURED:]
+    return judged(pictures[np.random.default_rng(seed).choice(len(pictures), IMAGES, replace=False)])
 
 
 class Service:
@@ -284,6 +302,10 @@ def reference(folder: Path) -> int:
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     """One a method, epsilon and run."""
     table: dict[str, Callable[[], Any]] = {}
+    if options.part == "ablations":
+        for name, changes in ABLATIONS.items():
+            table[f"1 spti 1 {name}"] = partial(evolved, "spti", 1, 1, None, name, **changes)
+        return table
     for seed in RUNS:
         table[f"epsilon0 {seed}"] = partial(drawn, random_captions, seed)
         table[f"ceiling {seed}"] = partial(drawn, true_captions, seed)
@@ -292,11 +314,14 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
             table[f"{epsilon} spti {seed}"] = partial(evolved, "spti", epsilon, seed)
             table[f"{epsilon} pe {seed}"] = partial(evolved, "private-evolution", epsilon, seed)
         table[f"no_noise {seed}"] = partial(evolved, "spti", 100, seed, TestNoise())
-    return table | {"wall": wall}
+    return table | {f"real {seed}": partial(real, seed) for seed in RUNS} | {"wall": wall}
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The last line."""
+    if ablated := {name: found[cell] for name in ABLATIONS if (cell := f"1 spti 1 {name}") in found}:
+        facts = ("frechet", "subjects_tv", "candidates")
+        return {name: {fact: cell[fact] for fact in facts} for name, cell in ablated.items()}
 
     def of(key: str, name: str) -> list[float]:
         return [found[cell][key] for cell in (f"{name} {seed}" for seed in RUNS) if cell in found]
@@ -308,6 +333,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
             "spti": of(key, f"{epsilon} spti"),
             "no_noise": of(key, "no_noise"),
             "ceiling": of(key, "ceiling"),
+            "real": of(key, "real"),
         }
 
     line: dict[str, Any] = {str(epsilon): all_of("frechet", epsilon) for epsilon in EPSILONS}
@@ -321,6 +347,8 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["main", "ablations"], default="main", help="which cells")
     run_cells(
         "spti",
         cells,
@@ -338,4 +366,5 @@ if __name__ == "__main__":
             "embedder": VOTES_BY,
             "measured_by": MEASURED_BY,
         },
+        parser=parser,
     )
