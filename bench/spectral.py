@@ -69,7 +69,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"levels {levels}": {"levels": levels, "patch": 8 >> levels} for levels in (1, 2, 3)},
     **{f"trained {kind}": {"trained": kind} for kind in ("full", "lora", "norms", "head")},
     "no warm start": {"warm_share": 0.0},
-    **{f"detail {name}": {"detail": name} for name in ("lanczos", "realesrgan-x4plus")},
+    **{f"detail {name}": {"detail": name} for name in ("tokens", "lanczos", "realesrgan-x4plus")},
 }
 SETTINGS = {
     "side": SIDE,

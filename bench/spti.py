@@ -73,6 +73,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "duplicates not merged": {"merge_duplicates": False},
 }
 """Each puts one setting back to what the published code does."""
+FEW, FEW_IMAGES = 2_000, 200
+POPULATIONS: dict[str, dict[str, Any]] = {
+    "few voters": {"population": None},
+    "few voters with the published population": {"population": 2_000},
+}
+"""Where votes are few, the population follows their number, or not."""
 
 
 def private_folder() -> Path:
@@ -139,7 +145,13 @@ def judged(images: Images) -> dict[str, float]:
 
 
 def evolved(
-    method: str, epsilon: float, seed: int, noise: Noise | None = None, name: str = "", **changes: Any
+    method: str,
+    epsilon: float,
+    seed: int,
+    noise: Noise | None = None,
+    name: str = "",
+    voters: int = COUNT,
+    **changes: Any,
 ) -> dict[str, Any]:
     """A whole run, and its first images; `changes` of the method's settings under a `name` of their own."""
     painter = pulled_painter()
@@ -161,21 +173,33 @@ def evolved(
             "method": method,
             "epsilon": epsilon,
             "delta": DELTA,
-            "public_size": COUNT,
+            "public_size": voters,
             "seed": seed,
             "ledger": str(ledger),
             method.replace("-", "_"): own | {name: f"object:{name}" for name in models},
         }
     )
     began = time.perf_counter()
-    begun = run.prepare(config, private_folder(), None, folder, run.make_plan(config), models)
+    place = private_folder() if voters == COUNT else some_of_them(voters)
+    begun = run.prepare(config, place, None, folder, run.make_plan(config), models)
     population = run.train(begun, noise=noise)
     seconds = time.perf_counter() - began
-    images = population.candidates.images(population.numbers[:IMAGES])
+    images = population.candidates.images(population.numbers[: IMAGES if voters == COUNT else FEW_IMAGES])
     made = len(population.candidates)
     shutil.rmtree(folder / "candidates", ignore_errors=True)
     rounds = [one._asdict() for one in population.rounds]
     return judged(images) | {"candidates": made, "seconds": round(seconds, 1), "rounds": rounds}
+
+
+def some_of_them(count: int) -> Path:
+    """A folder with so many of the private pictures, by lot."""
+    folder = SCRATCH / f"private-{count}"
+    if not folder.exists():
+        files = sorted(private_folder().rglob("*.png"))
+        folder.mkdir(parents=True)
+        for place in np.random.default_rng(0).choice(len(files), count, replace=False):
+            shutil.copy(files[place], folder)
+    return folder
 
 
 def drawn(captions: Callable[[np.random.Generator], Sequence[str]], seed: int) -> dict[str, Any]:
@@ -247,11 +271,7 @@ WALL = {"rounds": 3, "population": 128, "variations": 6}
 
 def wall() -> dict[str, float]:
     """Ours and the reference, each against its own service; the private pictures are 500 of the set."""
-    some = SCRATCH / "some"
-    if not some.exists():
-        some.mkdir(parents=True)
-        for file in sorted(private_folder().rglob("*.png"))[:500]:
-            shutil.copy(file, some)
+    some = some_of_them(500)
     ours = Service()
     folder, ledger = SCRATCH / "wall.run", SCRATCH / "wall.ledger.jsonl"
     shutil.rmtree(folder, ignore_errors=True)
@@ -305,6 +325,8 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     if options.part == "ablations":
         for name, changes in ABLATIONS.items():
             table[f"1 spti 1 {name}"] = partial(evolved, "spti", 1, 1, None, name, **changes)
+        for name, changes in POPULATIONS.items():
+            table[f"1 spti 1 {name}"] = partial(evolved, "spti", 1, 1, None, name, FEW, **changes)
         return table
     for seed in RUNS:
         table[f"epsilon0 {seed}"] = partial(drawn, random_captions, seed)
@@ -319,7 +341,7 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The last line."""
-    if ablated := {name: found[cell] for name in ABLATIONS if (cell := f"1 spti 1 {name}") in found}:
+    if ablated := {name: found[cell] for name in ABLATIONS | POPULATIONS if (cell := f"1 spti 1 {name}") in found}:
         facts = ("frechet", "subjects_tv", "candidates")
         return {name: {fact: cell[fact] for fact in facts} for name, cell in ablated.items()}
 

@@ -24,6 +24,7 @@ from sfumato.methods.denoising import Schedule
 from sfumato.methods.detail import Floor, floor_of, floors, upscaled, whole
 from sfumato.methods.spectral_model import SpectralModel, untrained, upscaler
 from sfumato.methods.spectral_settings import SpectralConfig
+from sfumato.methods.superresolution import lessons
 from sfumato.methods.tokens import HELD_OUT, MOST_HELD_OUT, PublicModel, cache_name, load_public_model
 from sfumato.nets.adapters import Trained
 from sfumato.nets.autoregressive import Condition
@@ -204,7 +205,7 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
 
 
 def _public_seconds(method: SpectralConfig, model: SpectralModel, hardware: Hardware) -> float:
-    """Of both public trainings, from one step of each kind."""
+    """Of all public trainings, from one step of each kind."""
     public, tokens = model.public, model.public.network.length
     learning = method.pretraining
     pictures = torch.randint(0, 256, (method.tokenizer.batch, *model.image), dtype=torch.uint8)
@@ -225,10 +226,17 @@ def _public_seconds(method: SpectralConfig, model: SpectralModel, hardware: Hard
 
     tokenizer = step(public.tokenizer.cpu(), lambda: public.tokenizer.losses(pictures))
     network = public.network.cpu()
-    whole = step(network, lambda: network.losses(some, nothing))
+    all_scales = step(network, lambda: network.losses(some, nothing))
     coarse = step(network, lambda: network.losses(some[:, : network.tokens], nothing))
-    mixed = learning.coarse_share * coarse + (1 - learning.coarse_share) * whole
-    return method.tokenizer.steps * tokenizer + learning.steps * mixed
+    mixed = learning.coarse_share * coarse + (1 - learning.coarse_share) * all_scales
+    seconds = method.tokenizer.steps * tokenizer + learning.steps * mixed
+    if (resolver := public.resolver) is not None:
+        settings = method.superresolution
+        thumbnails = avg_pool2d(pictures.float(), 1 << method.levels)
+        here = Hardware(torch.device("cpu"), hardware.precision)
+        lesson = next(lessons(settings, resolver.cpu(), pictures, thumbnails, torch.Generator(), here))
+        seconds += settings.steps * step(resolver, lambda: lesson(resolver))
+    return seconds
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -296,7 +304,7 @@ def _own_detail(
     """The floor of the run's own detail stage; None for one that is still to be learnt."""
     method, levels = config.spectral, config.spectral.levels
     _, channels, height, width = pictures.shape
-    if method.detail != "tokens":
+    if not method.own_detail:
         small = whole(avg_pool2d(pictures.float(), 1 << levels))
         return floor_of(method.detail, levels, pictures, upscaled(small, upscaler(method.detail), height, width))
     if model is None:

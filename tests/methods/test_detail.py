@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tests.methods.spectral_parts import CPU, known, pictures
 
-from sfumato.methods.detail import TokenDetail, UpscaledDetail, enlarged, floor_of, floors, upscaled
+from sfumato.methods.detail import DiffusedDetail, TokenDetail, UpscaledDetail, enlarged, floor_of, floors, upscaled
 from sfumato.nets.autoregressive import PLAIN
 from sfumato.pretrained.lanczos import Lanczos
 
@@ -17,8 +17,8 @@ def coarse(count: int = 5) -> torch.Tensor:
     return known().tokenizer.encode(torch.from_numpy(pictures(count)), 1)
 
 
-def test_own_detail_stands_behind_the_coarse_tokens() -> None:
-    model, nothing = known(), torch.full((5,), -1)
+def test_detail_tokens_stand_behind_the_coarse_ones() -> None:
+    model, nothing = known(detail="tokens"), torch.full((5,), -1)
     stage = TokenDetail(model.tokenizer, model.network, PLAIN)
     made = stage.pictures(coarse(), nothing, torch.Generator().manual_seed(0), CPU)
     assert made.shape == (5, 1, 8, 8)
@@ -26,6 +26,20 @@ def test_own_detail_stands_behind_the_coarse_tokens() -> None:
     small = model.tokenizer.decode(coarse())
     assert float((F.avg_pool2d(made.float(), 2) - small).abs().mean()) < 12
     other = stage.pictures(coarse(), nothing, torch.Generator().manual_seed(1), CPU)
+    assert not torch.equal(made, other)  # drawn
+
+
+def test_diffused_detail_keeps_the_coarse_image() -> None:
+    model = known()
+    assert model.resolver is not None
+    stage = DiffusedDetail(model.tokenizer, model.resolver, levels=8)
+    made, again, other = (
+        stage.pictures(coarse(), torch.full((5,), -1), torch.Generator().manual_seed(seed), CPU) for seed in (0, 0, 1)
+    )
+    assert made.shape == (5, 1, 8, 8)
+    assert made.dtype == torch.uint8
+    assert float((F.avg_pool2d(made.float(), 2) - model.tokenizer.decode(coarse())).abs().mean()) < 12
+    assert torch.equal(made, again)
     assert not torch.equal(made, other)  # drawn
 
 

@@ -83,6 +83,7 @@ def test_from_public_images_to_samples(tmp_path: Path, texts: bool) -> None:
     assert list(dict.fromkeys(trial.stages)) == [
         "tokenizer of public images",
         "pretraining on public tokens",
+        "super-resolution of public images",
         "noisy sum of the coarse band",
         "warm-up on images that lie there",
         "private training",

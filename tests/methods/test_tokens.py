@@ -21,6 +21,7 @@ def test_it_learns() -> None:
     settings = config(
         tokenizer={"width": 16, "layers": 1, "heads": 2, "rounds": 5, "steps": 30, "batch": 16},
         pretraining={"steps": 60, "batch": 32, "rate": 5e-3},
+        detail="tokens",
     )
     seen: list[tuple[str, int, int]] = []
     model = public_model(
@@ -47,9 +48,25 @@ def test_it_learns() -> None:
     assert not any(value.requires_grad for part in (model.network, model.tokenizer) for value in part.parameters())
 
 
+def test_what_draws_detail_is_learnt_and_nothing_else() -> None:
+    whole = known(detail="tokens")
+    assert (whole.network.scales, whole.resolver) == (2, None)
+    coarse = known()
+    assert coarse.network.scales == 1
+    assert coarse.resolver is not None
+    assert float(coarse.resolver.get_buffer("spread")) != 1  # measured on the public pictures
+    assert not any(value.requires_grad for value in coarse.resolver.parameters())
+    lanczos = public_model(
+        config(detail="lanczos"), IMAGE, lambda: (pictures(40), None), Condition(), seed=0, hardware=CPU
+    )
+    assert (lanczos.network.scales, lanczos.resolver) == (1, None)
+    restored = type(coarse).of(config(), IMAGE, Condition(), coarse.state())
+    assert all(torch.equal(value, restored.state()[name]) for name, value in coarse.state().items())
+
+
 def test_texts_are_told_and_heard() -> None:
     model = known(TEXT)
-    tokens = encoded(model.tokenizer, torch.from_numpy(pictures(8)))
+    tokens = encoded(model.tokenizer, torch.from_numpy(pictures(8)), 1)
     told, untold = (model.network.losses(tokens, given) for given in (torch.randn(8, 5), torch.zeros(8, 5)))
     assert not torch.allclose(told, untold)
 
@@ -83,8 +100,10 @@ def test_a_cache_knows_what_decides_a_model() -> None:
         return cache_name(config(**changes), condition, facts, seed)
 
     names = {name(), name(TEXT), name(facts="b"), name(seed=1), name(levels=2), name(pretraining={"steps": 5})}
-    assert len(names) == 6
-    assert name(steps=50, trained="head", detail="lanczos") == name()  # private and later settings do not
+    names |= {name(detail="tokens"), name(detail="lanczos"), name(superresolution={"steps": 7})}
+    assert len(names) == 9
+    assert name(steps=50, trained="head") == name()  # private and later settings do not
+    assert name(detail="lanczos", superresolution={"steps": 7}) == name(detail="realesrgan-x4plus")
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(5, 0), (19, 0), (40, 4), (9_000, 500)])

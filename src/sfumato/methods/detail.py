@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.hardware import Hardware
+from sfumato.methods.superresolution import SuperResolver
 from sfumato.nets.autoregressive import ScaleGPT, Taste, generate
 from sfumato.nets.tokenizer import Tokenizer
 from sfumato.nets.wavelet import haar_scales
@@ -47,6 +48,26 @@ class TokenDetail:
 
 
 @dataclass(frozen=True)
+class DiffusedDetail:
+    """Detail by super-resolution that public images taught.
+
+    Attributes:
+        tokenizer: public; decodes the coarse image.
+        resolver: public.
+        levels: noise levels visited.
+    """
+
+    tokenizer: Tokenizer
+    resolver: SuperResolver
+    levels: int
+
+    def pictures(self, coarse: Tensor, condition: Tensor, generator: torch.Generator, hardware: Hardware) -> Tensor:
+        """Uint8 pictures `(N, C, H, W)` for coarse tokens `(N, tokens)`; the condition is not looked at."""
+        resolver = self.resolver.to(hardware.device)
+        return whole(resolver.draw(self.tokenizer.decode(coarse), generator, hardware, self.levels))
+
+
+@dataclass(frozen=True)
 class UpscaledDetail:
     """Detail from a public upscaler, which knows nothing of tokens.
 
@@ -64,7 +85,7 @@ class UpscaledDetail:
         return upscaled(whole(self.tokenizer.decode(coarse)), self.upscaler, height, width)
 
 
-Detail = TokenDetail | UpscaledDetail
+Detail = DiffusedDetail | TokenDetail | UpscaledDetail
 
 
 def whole(images: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ After "Decomposing Private Image Generation via Coarse-to-Fine Wavelet Modeling"
 known to us (docs/spectral.md says what is ours). What is private about an image is taken to lie in its coarse wavelet
 band; a false belief costs quality, never privacy.
 
-1. Public stage: a wavelet tokenizer and an autoregressive model of the tokens of all scales learn from public images
-   (`tokens.py`).
+1. Public stage: a wavelet tokenizer, an autoregressive model of its tokens, and super-resolution learn from public
+   images (`tokens.py`, `superresolution.py`).
 2. Warm start: one noisy sum of the coarse band says where the private images lie, and the model goes on learning on
    public images that lie there (`tilting.py`). The images are free.
 3. Private stage: private training (DP-SGD) on the tokens of the coarsest scale alone (`coarse.py`). How much of the
@@ -142,7 +142,7 @@ def learn_from_public(
     hardware: Hardware,
     progress: Progress,
 ) -> PublicModel:
-    """Tokenizer and model of all scales: the run's own, a cached one, or new ones."""
+    """What public images teach: the run's own, a cached one, or learnt now."""
     embed = public.embed
     told = Condition() if embed is None else Condition("text", embed(("",)).shape[1])
 

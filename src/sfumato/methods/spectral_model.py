@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
 from sfumato.methods.coarse import condition_of
-from sfumato.methods.detail import Detail, TokenDetail, UpscaledDetail, enlarged
+from sfumato.methods.detail import Detail, DiffusedDetail, TokenDetail, UpscaledDetail, enlarged
 from sfumato.methods.privimage_model import model_name
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.tokens import PublicModel, new_model
@@ -35,7 +35,7 @@ class SpectralModel:
         config: settings.
         image: `(C, H, W)` of the run.
         coarse: of coarse tokens; averaged, adapters merged.
-        public: tokenizer and model of all scales.
+        public: tokenizer, public model of tokens, super-resolution.
         vectors: of the classes' names, `(classes, size)`; None unless the condition is text.
         not_private: the weights come from a run with test noise.
     """
@@ -69,6 +69,8 @@ class SpectralModel:
 
     def detail(self) -> Detail:
         """The detail stage that the settings ask for."""
+        if self.public.resolver is not None:
+            return DiffusedDetail(self.public.tokenizer, self.public.resolver, self.config.superresolution.levels)
         if self.config.detail == "tokens":
             return TokenDetail(self.public.tokenizer, self.public.network, self.config.detail_sampler.taste())
         return UpscaledDetail(self.public.tokenizer, upscaler(self.config.detail))

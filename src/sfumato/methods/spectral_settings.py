@@ -83,7 +83,7 @@ class TokenPretrainingConfig(BaseModel):
         batch: images a step.
         rate: peak of its learning rate.
         coarse_share: share of the steps that see the coarse scale alone; they cost less, and private training goes on
-            from there.
+            from there. Where detail is not drawn as tokens, all steps do.
         label_dropout: share of the images shown without their text.
     """
 
@@ -94,6 +94,28 @@ class TokenPretrainingConfig(BaseModel):
     rate: float = Field(1e-3, gt=0)
     coarse_share: float = Field(0.5, ge=0, le=1)
     label_dropout: float = Field(0.1, ge=0, le=1)
+
+
+class SuperResolutionConfig(BaseModel):
+    """How detail is learnt from public images and drawn, where diffusion draws it.
+
+    Attributes:
+        width: channels of the U-Net at half and at a quarter of the image's sides.
+        blocks: residual blocks there.
+        steps: of AdamW.
+        batch: images a step.
+        rate: peak of its learning rate.
+        levels: noise levels visited for an image; the network is called twice as often.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: tuple[int, int] = (48, 96)
+    blocks: tuple[int, int] = (2, 2)
+    steps: int = Field(1500, ge=0)
+    batch: int = Field(32, ge=1)
+    rate: float = Field(2e-3, gt=0)
+    levels: int = Field(12, ge=2)
 
 
 class TasteConfig(BaseModel):
@@ -146,7 +168,9 @@ class SpectralConfig(BaseModel):
             from the released class models, "auto" decides by how many public images are left.
         chunk: records per forward pass; changes speed and memory only.
         sampler: how coarse tokens are drawn.
-        detail: "tokens" for Sfumato's own detail scales, "lanczos", or an upscaler of the zoo.
+        detail: "diffusion" for super-resolution learnt from the public images, "tokens" for detail scales behind the
+            coarse tokens, "lanczos", or an upscaler of the zoo.
+        superresolution: of "diffusion".
         detail_sampler: how detail tokens are drawn.
         enlarge: what makes released images larger than the run's shape: None, "lanczos" or an upscaler of the zoo.
     """
@@ -184,7 +208,8 @@ class SpectralConfig(BaseModel):
     warm_source: Literal["auto", "public", "model"] = "auto"
     chunk: int = Field(64, ge=1)
     sampler: TasteConfig = TasteConfig()
-    detail: str = "tokens"
+    detail: str = "diffusion"
+    superresolution: SuperResolutionConfig = SuperResolutionConfig()
     detail_sampler: TasteConfig = TasteConfig()
     enlarge: str | None = None
 
@@ -210,6 +235,16 @@ class SpectralConfig(BaseModel):
                 f"images of {image[1]}x{image[2]} pixels cannot be cut into {self.levels} levels with patches of "
                 f"{self.patch}: their sides must be multiples of {side}; set spectral.levels or spectral.patch"
             )
+        if self.detail == "diffusion" and (image[1] % 4 or image[2] % 4):
+            raise ValueError(
+                f"images of {image[1]}x{image[2]} pixels cannot get detail by diffusion: their sides must be multiples "
+                "of 4; set spectral.detail, for example to tokens"
+            )
+
+    @property
+    def own_detail(self) -> bool:
+        """Whether detail is learnt from the run's public images, and not from an upscaler's."""
+        return self.detail in ("diffusion", "tokens")
 
     def shape(self, image: Image) -> TokenizerShape:
         """The tokenizer for images `(C, H, W)`."""

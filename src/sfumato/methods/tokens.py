@@ -1,4 +1,7 @@
-"""The public stage of Spectral: a tokenizer and an autoregressive model of all scales, from public images alone."""
+"""The public stage of Spectral, from public images alone: a tokenizer, an autoregressive model, super-resolution.
+
+The autoregressive model knows all scales where it is to draw detail too, else only the coarsest.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import Schedule
 from sfumato.methods.spectral_settings import Image, SpectralConfig
+from sfumato.methods.superresolution import SuperResolver, lessons
 from sfumato.nets.autoregressive import Condition, ScaleGPT
 from sfumato.nets.tokenizer import ScaleError, Tokenizer, k_means
 
@@ -29,7 +33,7 @@ HELD_OUT, MOST_HELD_OUT = 10, 500
 """Every so many public images is kept from the training, up to a number, to report errors on."""
 
 ENCODED = 256  # images tokenised at once
-_VERSION = "1"  # of the recipe, in the name of what is cached
+_VERSION = "2"  # of the recipe, in the name of what is cached
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,32 @@ class PublicModel:
 
     Attributes:
         tokenizer: images to tokens and back.
-        network: of the tokens of all scales; conditioned on nothing, or on texts.
+        network: of the tokens of all scales or of the coarsest; conditioned on nothing, or on texts.
+        resolver: makes images from coarse ones; None where something else does.
     """
 
     tokenizer: Tokenizer
     network: ScaleGPT
+    resolver: SuperResolver | None
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save."""
-        found = {f"tokenizer.{name}": value for name, value in self.tokenizer.state_dict().items()}
-        found |= {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+        return {
+            f"{part}.{name}": value.detach().cpu().contiguous()
+            for part, module in self._parts()
+            for name, value in module.state_dict().items()
+        }
+
+    def _parts(self) -> list[tuple[str, nn.Module]]:
+        parts: list[tuple[str, nn.Module]] = [("tokenizer", self.tokenizer), ("network", self.network)]
+        return parts if self.resolver is None else [*parts, ("resolver", self.resolver)]
 
     @classmethod
     def of(cls, config: SpectralConfig, image: Image, condition: Condition, state: dict[str, Tensor]) -> PublicModel:
         """Restores what `state` gave (KeyError or RuntimeError where it does not fit)."""
         made = new_model(config, image, condition, seed=0)
-        for prefix, module in (("tokenizer.", made.tokenizer), ("network.", made.network)):
+        for part, module in made._parts():
+            prefix = f"{part}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return made
 
@@ -70,8 +83,13 @@ def new_model(config: SpectralConfig, image: Image, condition: Condition, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = Tokenizer(shape)
-        network = ScaleGPT(config.vocabulary, shape.scales, shape.tokens, config.transformer(), condition)
-    return PublicModel(tokenizer.eval().requires_grad_(False), network.eval().requires_grad_(False))
+        scales = shape.scales if config.detail == "tokens" else 1
+        network = ScaleGPT(config.vocabulary, scales, shape.tokens, config.transformer(), condition)
+        resolver = SuperResolver(image, config.superresolution) if config.detail == "diffusion" else None
+    for module in (tokenizer, network, resolver):
+        if module is not None:
+            module.eval().requires_grad_(False)
+    return PublicModel(tokenizer, network, resolver)
 
 
 def public_model(
@@ -114,6 +132,10 @@ def public_model(
 def cache_name(config: SpectralConfig, condition: Condition, facts: Any, seed: int) -> str:
     """File name of a public model in a cache, from everything that decides it."""
     parts = {"levels", "patch", "vocabulary", "width", "layers", "heads", "tokenizer", "pretraining"}
+    if config.own_detail:
+        parts.add("detail")
+    if config.detail == "diffusion":
+        parts.add("superresolution")
     settings = config.model_dump(mode="json", include=parts)
     text = json.dumps([_VERSION, settings, condition, facts, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32] + ".safetensors"
@@ -143,13 +165,32 @@ def _learnt(
     stage = "tokenizer of public images"
     for step in train_tokenizer(config, made.tokenizer, pictures, generator, hardware):
         progress(stage, step, config.tokenizer.steps)
-    tokens = encoded(made.tokenizer, pictures)
+    tokens = encoded(made.tokenizer, pictures, made.network.scales)
     told = None if vectors is None else vectors[torch.from_numpy(shown)]
     batches = _token_batches(config, made.network, tokens, told, generator)
     settings = config.pretraining
     for step in train_openly(made.network, batches, settings.steps, settings.rate, hardware):
         progress("pretraining on public tokens", step, settings.steps)
+    if made.resolver is not None:
+        for step in _train_resolver(config, made.resolver, made.tokenizer, pictures, tokens, generator, hardware):
+            progress("super-resolution of public images", step, config.superresolution.steps)
     return made
+
+
+def _train_resolver(
+    config: SpectralConfig,
+    resolver: SuperResolver,
+    tokenizer: Tokenizer,
+    pictures: Tensor,
+    tokens: Tensor,
+    generator: torch.Generator,
+    hardware: Hardware,
+) -> Iterator[int]:
+    """Yields steps; `tokens` are the coarse ones of the pictures."""
+    settings = config.superresolution
+    coarse = torch.cat([tokenizer.decode(part).cpu() for part in torch.split(tokens, ENCODED)])
+    losses = lessons(settings, resolver, pictures, coarse, generator, hardware)
+    yield from _minimised(resolver, losses, settings.steps, settings.rate, hardware)
 
 
 def seen_in_training(count: int) -> NDArray[np.bool_]:
@@ -188,7 +229,7 @@ def encoded(tokenizer: Tokenizer, pictures: Tensor, scales: int | None = None) -
 def _token_batches(
     config: SpectralConfig, network: ScaleGPT, tokens: Tensor, told: Tensor | None, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens of all scales or of the coarse one, and conditions, some of them hidden."""
+    """Tokens of all scales that the network knows or of the coarse one, and conditions, some of them hidden."""
     settings = config.pretraining
     while True:
         chosen = torch.randint(len(tokens), (settings.batch,), generator=generator)

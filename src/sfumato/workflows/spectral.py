@@ -74,7 +74,8 @@ class SpectralWorkflow:
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Public sets and pretrained models, a sentence each."""
         found = [PublicIdentity.from_json(facts) for facts in work.facts["public"]]
-        learnt = tuple(f"The tokenizer and the model of tokens first learnt from {one}." for one in found)
+        more = ", super-resolution" if work.config.spectral.detail == "diffusion" else ""
+        learnt = tuple(f"The tokenizer{more} and the model of tokens first learnt from {one}." for one in found)
         return *learnt, *work.facts["models"]
 
     def released(self, work: Work, not_private: bool) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def pretrained_models(config: RunConfig) -> list[str]:
     settings, sentences = config.spectral, []
     if (embedder := _text_embedder(config)) is not None:
         sentences.append(f"The names of the classes were told by {_named(embedder.identity)}.")
-    if settings.detail != "tokens":
+    if not settings.own_detail:
         sentences.append(f"Detail was added by {_named(upscaler(settings.detail).identity)}.")
     if settings.enlarge is not None:
         sentences.append(f"Images were enlarged by {_named(upscaler(settings.enlarge).identity)}.")
