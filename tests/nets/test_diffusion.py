@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sfumato.nets.diffusion import Denoiser, Sampler, noise_levels, sample
+from sfumato.nets.diffusion import Denoiser, Sampler, noise_levels, sample, training_levels
 
 STD = 0.5
 
@@ -52,6 +52,11 @@ def test_levels_fall_from_highest_to_zero() -> None:
     assert levels[-2] == pytest.approx(0.02)
     assert levels[-1] == 0
     assert (levels.diff() < 0).all()
+
+
+def test_training_levels_are_edm_s() -> None:
+    levels = training_levels(torch.tensor([-1.0, 0.0, 1.0]))
+    assert levels.log().tolist() == pytest.approx([-2.4, -1.2, 0.0], abs=1e-6)
 
 
 def test_sampling_with_the_exact_denoiser_gives_the_data_law() -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfumato.hardware import Hardware
 from sfumato.methods.curves import Told
 from sfumato.nets.ddpmpp import DDPMpp, DDPMppShape
-from sfumato.nets.diffusion import Denoiser, Sampler, sample
+from sfumato.nets.diffusion import Denoiser, Sampler, sample, training_levels
 from sfumato.nets.unet import UNet, UNetShape
 from sfumato.nets.wavelet import haar, inverse_haar
 from sfumato.privacy.records import Rows
@@ -25,7 +25,6 @@ Shape = UNetShape | DDPMppShape
 Image = tuple[int, int, int]
 """`(C, H, W)` of a picture."""
 
-_LEVEL_MEAN, _LEVEL_SPREAD = -1.2, 1.2
 _LOW_SCALE, _DETAIL_SCALE = 0.5, 1.0
 
 
@@ -127,7 +126,7 @@ def row_losses(
         spread: standard normal draws, the noise levels, `(N,)`.
     """
     view = View.of(model.shape)
-    level = torch.exp(_LEVEL_MEAN + _LEVEL_SPREAD * spread)
+    level = training_levels(spread)
     labels = labels if model.shape.classes else torch.zeros_like(labels)
     clean = view.encode(pictures)
     return Denoiser(model, view.data_std).loss(

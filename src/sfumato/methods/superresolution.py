@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import Image, from_bands, to_bands
 from sfumato.methods.spectral_settings import SuperResolutionConfig
-from sfumato.nets.diffusion import Denoiser, Sampler, sample
+from sfumato.nets.diffusion import Denoiser, Sampler, sample, training_levels
 from sfumato.nets.unet import UNet, UNetShape
 
 _DATA_STD = 0.5  # that what is diffused is brought to, as EDM's constants expect
-_LEVEL_MEAN, _LEVEL_SPREAD = -1.2, 1.2  # of the logarithm of the noise level (EDM, table 1)
 _LOWEST, _HIGHEST = 0.02, 20.0
 _MEASURED = 2_000  # pictures whose detail is measured for its spread
 
@@ -107,6 +106,6 @@ def lessons(
     while True:
         chosen = torch.randint(len(pictures), (config.batch,), generator=generator)
         normal = torch.randn(config.batch, 4 * channels, height // 2, width // 2, generator=generator)
-        level = torch.exp(_LEVEL_MEAN + _LEVEL_SPREAD * torch.randn(config.batch, generator=generator))
+        level = training_levels(torch.randn(config.batch, generator=generator))
         batch = [part.to(hardware.device) for part in (pictures[chosen], coarse[chosen], normal, level)]
         yield lambda model, batch=batch: model.losses(*batch)  # type: ignore[misc]

@@ -46,6 +46,11 @@ class Denoiser(NamedTuple):
         return weight * (estimate - clean).square().flatten(1).mean(1)
 
 
+def training_levels(normal: Tensor) -> Tensor:
+    """Noise levels to train at, `(N,)`, from standard normal draws: log-normal (EDM table 1)."""
+    return torch.exp(1.2 * normal - 1.2)
+
+
 def noise_levels(steps: int, lowest: float, highest: float, bend: float = 7.0) -> Tensor:
     """The sampling schedule of EDM eq. 5: `steps` levels falling from `highest` to `lowest`, then 0."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
