@@ -112,7 +112,7 @@ class SuperResolutionConfig(BaseModel):
 
     width: tuple[int, int] = (48, 96)
     blocks: tuple[int, int] = (2, 2)
-    steps: int = Field(1500, ge=0)
+    steps: int = Field(1000, ge=0)
     batch: int = Field(32, ge=1)
     rate: float = Field(2e-3, gt=0)
     levels: int = Field(12, ge=2)
