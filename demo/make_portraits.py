@@ -35,7 +35,7 @@ SIZES = {PRIVATE: 8_000, PUBLIC: 8_000}
 DIRECTIONS, SEED, IMAGES = 48, 20_261_129, 1_000
 UPSCALER, EMBEDDER = "realesrgan-animevideo-x4", "efficientnet-lite0"
 ROWS, COLUMNS, ENLARGED = 4, 12, 12
-LESSONS = (700, 800) if choose_hardware("cpu").precision == "bf16" else (450, 400)  # what 15 minutes hold
+LESSONS = (1800, 1200) if choose_hardware("cpu").precision == "bf16" else (450, 400)  # what 15 minutes hold
 METHOD = {
     "width": 128,
     "heads": 4,
