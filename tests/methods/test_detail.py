@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.methods.spectral_parts import CPU, known, pictures
+from tests.methods.spectral_parts import CPU, config, known, pictures
 
 from sfumato.methods.detail import DiffusedDetail, TokenDetail, UpscaledDetail, enlarged, floor_of, floors, upscaled
 from sfumato.nets.autoregressive import PLAIN
@@ -41,6 +41,12 @@ def test_diffused_detail_keeps_the_coarse_image() -> None:
     assert float((F.avg_pool2d(made.float(), 2) - model.tokenizer.decode(coarse())).abs().mean()) < 12
     assert torch.equal(made, again)
     assert not torch.equal(made, other)  # drawn
+
+
+def test_diffusion_refuses_images_that_it_cannot_halve_twice() -> None:
+    config(levels=1, patch=1, detail="tokens").check((1, 6, 6))
+    with pytest.raises(ValueError, match=r"multiples of 4; set spectral\.detail"):
+        config(levels=1, patch=1).check((1, 6, 6))
 
 
 def test_an_upscaler_stands_in_for_it() -> None:
