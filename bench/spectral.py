@@ -78,6 +78,7 @@ SETTINGS = {
     "unseen": UNSEEN,
     "seed": SEED,
     "directions": DIRECTIONS,
+    "method": SpectralConfig().model_dump(mode="json"),  # so that cells of other defaults count as missing
 }
 
 
