@@ -76,7 +76,7 @@ def run(
     cells: Callable[[argparse.Namespace], Mapping[str, Cell]],
     summary: Callable[[dict[str, Any]], dict[str, Any]],
     *,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | Callable[[str], Mapping[str, Any]],
     parser: argparse.ArgumentParser | None = None,
 ) -> None:
     """Measures what is missing, stores it, prints the summary; the whole `main` of a script.
@@ -85,9 +85,11 @@ def run(
         name: of the file in `results/`.
         cells: from the parsed options to functions that return JSON values, by name.
         summary: from the results by cell name to the object of the last line; told only of cells that are done.
-        settings: what decides the figures; a cell measured with others counts as missing.
+        settings: what decides the figures, of all cells or by a cell's name; a cell measured with others counts as
+            missing.
         parser: with the script's own options.
     """
+    decides = settings if callable(settings) else lambda _: settings
     parser = parser or argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--only", metavar="CELLS", help="only these cells, separated by commas")
     parser.add_argument("--again", action="store_true", help="measure cells again that are stored")
@@ -106,10 +108,10 @@ def run(
         parser.error(f"there are no cells {', '.join(sorted(unknown))}; known are {', '.join(table)}")
     if options.list:
         for cell in table:
-            print(cell, "stored" if _fresh(stored.get(cell), settings) else "missing")
+            print(cell, "stored" if _fresh(stored.get(cell), decides(cell)) else "missing")
         return
     for number, cell in enumerate(wanted, 1):
-        if _fresh(stored.get(cell), settings) and not options.again:
+        if _fresh(stored.get(cell), decides(cell)) and not options.again:
             continue
         print(f"[{number}/{len(wanted)}] {cell}", file=sys.stderr, flush=True)
         began = time.monotonic()
@@ -119,12 +121,12 @@ def run(
             "seconds": round(time.monotonic() - began, 1),
             "date": datetime.date.today().isoformat(),
             "commit": commit(),
-            "settings": dict(settings),
+            "settings": dict(decides(cell)),
             "machine": machine(),
         }
         RESULTS.mkdir(exist_ok=True)
         write_json(file, stored)
-    done = {cell: stored[cell]["result"] for cell in table if _fresh(stored.get(cell), settings)}
+    done = {cell: stored[cell]["result"] for cell in table if _fresh(stored.get(cell), decides(cell))}
     print(json.dumps(summary(done)))
 
 

@@ -2,7 +2,8 @@
 
     python bench/spectral.py                      # cost, then quality; every cell is stored when it is done
     python bench/spectral.py --only "cost ours"   # one cell
-    python bench/spectral.py --part ablations     # further cells: levels, trained sets, warm start, detail
+    python bench/spectral.py --part detail        # further cells: the oracle floor by detail stage
+    python bench/spectral.py --part ablations     # further cells: levels, trained sets, warm start
 
 Pictures are 64 x 64 colour portraits of people who do not exist, drawn by the generator `portraits` of the zoo. Private
 are draws whose latents lie on one side of 48 declared random directions; public are draws from all of latent space.
@@ -12,12 +13,13 @@ for private draws. With 48 it is 20.0 and 6.7.)
 
 Cost is the time of one epoch of private training, tokenising included, with as many trained parameters (within 10 %),
 the same records a step, engine and precision. Quality is the Frechet distance of equal numbers of images from private
-draws that no run has seen: the oracle floor (true coarse images and the detail stage), the public model untouched, a
-non-private fine-tune, ours, DP diffusion that learnt from all public images, and PrivImage, both with our wall time.
+draws that no run has seen: private draws themselves, the oracle floor (true coarse tokens of private draws and the
+detail stage), the public model untouched, a non-private fine-tune, ours, DP diffusion that learnt from all public
+images, and PrivImage, both with our wall time.
 
-Last line: {"diffusion_k1_over_ours": .., "diffusion_k32_over_ours": .., "frechet": {"<embedder>": {"oracle": ..,
-"public": .., "nonprivate": .., "ours": {"10": [..], "1": [..]}, "diffusion": {"10": [..], "1": [..]}, "privimage":
-{..}}}}.
+Last line: {"diffusion_k1_over_ours": .., "diffusion_k32_over_ours": .., "frechet": {"<embedder>": {"real": ..,
+"oracle": .., "public": .., "nonprivate": .., "ours": {"10": [..], "1": [..]}, "diffusion": {"10": [..], "1": [..]},
+"privimage": {..}}}}.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,15 +42,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfumato import run
+from sfumato._home import home
 from sfumato.config import validated
 from sfumato.hardware import choose_hardware, keep_freed_memory
-from sfumato.measure.features import NETWORKS, load_embedder
+from sfumato.measure.features import NETWORKS, features, load_embedder
 from sfumato.measure.frechet import frechet_distance
 from sfumato.methods.coarse import CoarseLearner, coarse_network, condition_of
 from sfumato.methods.denoising import DenoisingLearner, Schedule
 from sfumato.methods.spectral_model import SpectralModel, untrained
 from sfumato.methods.spectral_settings import SpectralConfig
-from sfumato.methods.tokens import encoded, train_openly
+from sfumato.methods.tokens import encoded, public_model, train_openly
 from sfumato.nets.adapters import trained_parameters
 from sfumato.nets.autoregressive import Condition
 from sfumato.nets.unet import UNet, UNetShape
@@ -57,9 +61,10 @@ from sfumato.privacy.draws import Draws
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
+from sfumato.speed import in_time
 
 SCRATCH = Path(__file__).parent / "scratch" / "spectral"
-SIDE, PRIVATE, PUBLIC, UNSEEN = 64, 20_000, 20_000, 5_000
+SIDE, PRIVATE, PUBLIC, UNSEEN = 64, 20_000, 20_000, 2_000
 SEED, DIRECTIONS = 20_260_101, 48
 RUNS = (1, 2, 3)
 EPSILONS = ("10", "1")
@@ -69,17 +74,21 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"levels {levels}": {"levels": levels, "patch": 8 >> levels} for levels in (1, 2, 3)},
     **{f"trained {kind}": {"trained": kind} for kind in ("full", "lora", "norms", "head")},
     "no warm start": {"warm_share": 0.0},
-    **{f"detail {name}": {"detail": name} for name in ("tokens", "lanczos", "realesrgan-x4plus")},
 }
-SETTINGS = {
-    "side": SIDE,
-    "private": PRIVATE,
-    "public": PUBLIC,
-    "unseen": UNSEEN,
-    "seed": SEED,
-    "directions": DIRECTIONS,
-    "method": SpectralConfig().model_dump(mode="json"),  # so that cells of other defaults count as missing
-}
+DETAILS = ("diffusion", "tokens", "lanczos", "realesrgan-animevideo-x4")  # beside the default
+SIZES = {"side": SIDE, "private": PRIVATE}
+PORTRAITS = {"public": PUBLIC, "unseen": UNSEEN, "seed": SEED, "directions": DIRECTIONS}
+DECIDE_COST = {"levels", "patch", "vocabulary", "width", "layers", "heads", "batch", "chunk"}
+
+
+def settings(cell: str) -> dict[str, Any]:
+    """What decides a cell; the method's own defaults among it, so that a cell of other defaults counts as missing."""
+    kind, _, name = cell.partition(" ")
+    if kind == "cost":
+        return SIZES | SpectralConfig().model_dump(include=DECIDE_COST)
+    changes: dict[str, Any] = {"detail": name} if kind == "oracle" and name else {}
+    changes |= ABLATIONS.get(cell.partition(" epsilon ")[0], {})
+    return SIZES | PORTRAITS | {"method": SpectralConfig.model_validate(changes).model_dump(mode="json")}
 
 
 def portraits() -> dict[str, Path]:
@@ -88,7 +97,7 @@ def portraits() -> dict[str, Path]:
     if (SCRATCH / "DRAWN").exists():
         return folders
     shutil.rmtree(SCRATCH, ignore_errors=True)
-    zoo.pull(["portraits", *NETWORKS])
+    zoo.pull(["portraits", *NETWORKS, DETAILS[-1]])
     generator: Any = zoo.load_image_source("portraits")
     inside = on_one_side(generator.latents(PRIVATE + UNSEEN, SEED), DIRECTIONS, SEED)
     parts = {"private": inside[:PRIVATE], "unseen": inside[PRIVATE:]}
@@ -170,7 +179,7 @@ def _settings(method: str, epsilon: str, number: int, **changes: Any) -> dict[st
         "spectral": changes,
     }
     if method != "ours":
-        ours = json.loads((_place("ours", epsilon, number) / "minutes.json").read_text())
+        ours = json.loads((_place("ours", "10", number) / "minutes.json").read_text())  # public stage included
         values["minutes"] = ours["minutes"]
     if method == "diffusion":  # learns from all public images and has no warm start
         values["privimage"] = {"warm_share": 0.0, "warm_steps": 0, "semantic": {"kept": 1.0, "clusters": 2, "votes": 1}}
@@ -182,17 +191,16 @@ def _place(method: str, epsilon: str, number: int, name: str = "") -> Path:
 
 
 def private_run(method: str, epsilon: str, number: int, name: str = "", **changes: Any) -> dict[str, Any]:
-    """A whole run of the product, from two folders to a release; or what is left of it."""
+    """A whole run of the product, from two folders to a release; one that was cut off begins again, as it is timed."""
     torch.manual_seed(number)
     folder, place = portraits(), _place(method, epsilon, number, name)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    _move_home(number, empty=method == "ours" and epsilon == "10" and not name)
     began = time.monotonic()
-    if (place / "run" / "run.json").exists():
-        started = run.Run(place / "run")
-    else:
-        config = validated(_settings(method, epsilon, number, **changes) | {"ledger": str(place / "ledger.jsonl")})
-        config = _in_time(config)
-        place.mkdir(parents=True, exist_ok=True)
-        started = run.prepare(config, folder["private"], place / "release", place / "run", run.make_plan(config))
+    given = _settings(method, epsilon, number, **changes) | {"ledger": str(place / "ledger.jsonl")}
+    config = in_time(validated(given))
+    started = run.prepare(config, folder["private"], place / "release", place / "run", run.make_plan(config))
     release = run.finish(started)
     assert release is not None
     minutes = (time.monotonic() - began) / 60
@@ -200,19 +208,27 @@ def private_run(method: str, epsilon: str, number: int, name: str = "", **change
     return {"minutes": minutes, "frechet": _distances(pixels(release, UNSEEN))}
 
 
-def _in_time(config: Any) -> Any:
-    from sfumato.speed import in_time
-
-    return in_time(config)
+def _move_home(number: int, empty: bool) -> None:
+    """Public models are kept for runs of the same number only, so that the first of them is timed with all it does."""
+    models, folder = home() / "models", SCRATCH / "homes" / str(number)
+    if empty:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "models").exists():
+        (folder / "models").symlink_to(models)
+    os.environ["SFUMATO_HOME"] = str(folder)
 
 
 def _distances(made: NDArray[np.uint8]) -> dict[str, float]:
-    true = pixels(portraits()["unseen"], UNSEEN)
-    found = {}
-    for name in NETWORKS:
-        embed = load_embedder(name).embed_images
-        parts = [np.concatenate([embed(some[i : i + 32]) for i in range(0, len(some), 32)]) for some in (true, made)]
-        found[name] = frechet_distance(*parts).distance
+    return {name: frechet_distance(_unseen(name), features(made, load_embedder(name))).distance for name in NETWORKS}
+
+
+def _unseen(name: str) -> NDArray[np.float32]:
+    """Features of unseen private draws; kept for the cells that follow."""
+    file = SCRATCH / f"unseen-{name}.npy"
+    if not file.exists():
+        np.save(file, features(pixels(portraits()["unseen"], UNSEEN), load_embedder(name)))
+    found: NDArray[np.float32] = np.load(file)
     return found
 
 
@@ -230,15 +246,27 @@ def _sampled(model: SpectralModel) -> NDArray[np.uint8]:
     return np.concatenate([part.numpy() for part in parts])
 
 
-def oracle() -> dict[str, Any]:
-    """True coarse images of private draws, detail from the public stage; tokens of the coarse scale as they are."""
-    model, hardware, parts = _public_model(), choose_hardware("cpu"), []
-    true = torch.from_numpy(pixels(portraits()["private"], UNSEEN))
-    generator = torch.Generator().manual_seed(0)
-    for part in torch.split(true, 100):
-        coarse = model.public.tokenizer.encode(part, 1)
-        parts.append(model.detail().pictures(coarse, torch.full((len(part),), -1), generator, hardware).numpy())
-    return {"frechet": _distances(np.concatenate(parts))}
+def real() -> dict[str, Any]:
+    """Private draws themselves: what no method can be better than."""
+    return {"frechet": _distances(pixels(portraits()["private"], UNSEEN))}
+
+
+def oracle(detail: str) -> dict[str, Any]:
+    """True coarse tokens of private draws, detail from the public stage."""
+    hardware, began = choose_hardware("cpu"), time.monotonic()
+    idle = {} if detail == "tokens" else {"pretraining": {"steps": 0}}  # no tokens are drawn
+    config = SpectralConfig.model_validate({"detail": detail, **idle})
+    known = public_model(
+        config, IMAGE, lambda: (pixels(portraits()["public"], PUBLIC), None), Condition(), seed=1, hardware=hardware
+    )
+    learnt = time.monotonic() - began
+    stage = SpectralModel(config, IMAGE, known.network, known, None, not_private=False).detail()
+    generator, parts = torch.Generator().manual_seed(0), []
+    for part in torch.split(torch.from_numpy(pixels(portraits()["private"], UNSEEN)), 100):
+        coarse, nothing = known.tokenizer.encode(part, 1), torch.full((len(part),), -1)
+        parts.append(stage.pictures(coarse, nothing, generator, hardware).numpy())
+    drawn = time.monotonic() - began - learnt
+    return {"frechet": _distances(np.concatenate(parts)), "learning_seconds": learnt, "drawing_seconds": drawn}
 
 
 def public() -> dict[str, Any]:
@@ -263,6 +291,8 @@ def nonprivate() -> dict[str, Any]:
 
 
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
+    if options.part == "detail":
+        return {f"oracle {detail}": partial(oracle, detail) for detail in DETAILS}
     if options.part == "ablations":
         return {
             f"{name} epsilon {epsilon}": partial(private_run, "ours", epsilon, 1, name, **changes)
@@ -278,7 +308,12 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
         for epsilon in EPSILONS:
             for number in RUNS:
                 table[f"{method} epsilon {epsilon} run {number}"] = partial(private_run, method, epsilon, number)
-    return table | {"oracle": oracle, "public": public, "nonprivate": nonprivate}
+    return table | {
+        "real": real,
+        "oracle": partial(oracle, SpectralConfig().detail),
+        "public": public,
+        "nonprivate": nonprivate,
+    }
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -300,5 +335,5 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["main", "ablations"], default="main", help="which cells")
-    run_cells("spectral", cells, summary, settings=SETTINGS, parser=parser)
+    parser.add_argument("--part", choices=["main", "detail", "ablations"], default="main", help="which cells")
+    run_cells("spectral", cells, summary, settings=settings, parser=parser)

@@ -1,9 +1,10 @@
 """Portraits: a private folder of faces of one make-up, public faces of every make-up, and Spectral between them.
 
 Run by `make demo-portraits`. All faces are of nobody: a small generator draws them. Private are those that lie on one
-side of 48 random directions of its latent space, public are others from all of it. Spectral learns tokens and
-super-resolution from the public faces, and what is private from a thumbnail of 16 x 16 pixels, with DP-SGD. Leaves
-`demo/portraits/release/`, `demo/portraits/faces.png` (public, private, released) and `demo/portraits/enlarged.png`.
+side of 48 random directions of its latent space, public are others from all of it. Spectral learns from the public
+faces, from thumbnails of 16 x 16 pixels of the private ones with DP-SGD, and puts faces together from pieces of public
+ones. Leaves `demo/portraits/release/`, `demo/portraits/faces.png` (public, private, released) and
+`demo/portraits/enlarged.png`.
 """
 
 from __future__ import annotations
@@ -35,17 +36,15 @@ SIZES = {PRIVATE: 8_000, PUBLIC: 8_000}
 DIRECTIONS, SEED, IMAGES = 48, 20_261_129, 1_000
 UPSCALER, EMBEDDER = "realesrgan-animevideo-x4", "efficientnet-lite0"
 ROWS, COLUMNS, ENLARGED = 4, 12, 12
-LESSONS = (1800, 1200) if choose_hardware("cpu").precision == "bf16" else (450, 400)  # what 15 minutes hold
+LESSONS = 1200 if choose_hardware("cpu").precision == "bf16" else 400  # what 15 minutes hold
 METHOD = {
     "width": 128,
     "heads": 4,
     "tokenizer": {"steps": 250},
-    "pretraining": {"steps": LESSONS[0], "rate": 2e-3},
-    "superresolution": {"steps": LESSONS[1]},
+    "pretraining": {"steps": LESSONS, "rate": 2e-3},
     "warm_steps": 80,
     "batch": 400,
     "steps": 40,
-    "sampler": {"temperature": 0.8},  # likelier tokens: fewer faces, but whole ones
 }
 
 

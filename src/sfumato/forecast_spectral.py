@@ -25,7 +25,7 @@ from sfumato.methods.detail import Floor, floor_of, floors, upscaled, whole
 from sfumato.methods.spectral_model import SpectralModel, untrained, upscaler
 from sfumato.methods.spectral_settings import SpectralConfig
 from sfumato.methods.superresolution import lessons
-from sfumato.methods.tokens import HELD_OUT, MOST_HELD_OUT, PublicModel, cache_name, load_public_model
+from sfumato.methods.tokens import PublicModel, cache_name, load_public_model, seen_in_training
 from sfumato.nets.adapters import Trained
 from sfumato.nets.autoregressive import Condition
 from sfumato.nets.tokenizer import ScaleError
@@ -287,7 +287,8 @@ def _reach(config: RunConfig, hardware: Hardware) -> tuple[list[Floor], list[Sca
     known = to_facts(images.identities())
     side = public_side(config, Path(), known)
     pixels = side.read().pixels
-    pictures = torch.from_numpy(pixels[::HELD_OUT][:MOST_HELD_OUT] if len(pixels) >= 100 else pixels)[:MOST_PICTURES]
+    unseen = ~seen_in_training(len(pixels))  # or examples would be found again
+    pictures = torch.from_numpy(pixels[unseen] if unseen.sum() > 1 else pixels)[:MOST_PICTURES]
     found = list(floors(pictures))
     told = Condition() if side.embed is None else Condition("text", side.embed(("",)).shape[1])
     file = side.cache / cache_name(config.spectral, told, side.facts, config.seed)

@@ -49,7 +49,7 @@ def pictures(count: int, seed: int = 0, channels: int = 1, side: int = 8) -> NDA
 
 
 @functools.cache
-def known(condition: Condition = Condition(), detail: str = "diffusion") -> PublicModel:  # noqa: B008
+def known(condition: Condition = Condition(), detail: str = "examples") -> PublicModel:  # noqa: B008
     """A public model of 60 pictures."""
     told = torch.randn(60, condition.size, generator=torch.Generator().manual_seed(0)) if condition.size else None
     return public_model(config(detail=detail), IMAGE, lambda: (pictures(60), told), condition, seed=0, hardware=CPU)

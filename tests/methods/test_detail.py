@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from tests.methods.spectral_parts import CPU, config, known, pictures
 
-from sfumato.methods.detail import DiffusedDetail, TokenDetail, UpscaledDetail, enlarged, floor_of, floors, upscaled
+from sfumato.methods.detail import (
+    DiffusedDetail,
+    ExampleDetail,
+    TokenDetail,
+    UpscaledDetail,
+    enlarged,
+    floor_of,
+    floors,
+    upscaled,
+)
+from sfumato.methods.spectral_settings import ExamplesConfig
 from sfumato.nets.autoregressive import PLAIN
 from sfumato.pretrained.lanczos import Lanczos
 
@@ -29,8 +39,19 @@ def test_detail_tokens_stand_behind_the_coarse_ones() -> None:
     assert not torch.equal(made, other)  # drawn
 
 
-def test_diffused_detail_keeps_the_coarse_image() -> None:
+def test_detail_from_examples() -> None:
     model = known()
+    assert model.examples is not None
+    stage = ExampleDetail(model.tokenizer, model.examples, ExamplesConfig())
+    made = stage.pictures(model.examples.tokens[:5], torch.full((5,), -1), torch.Generator(), CPU)
+    assert made.shape == (5, 1, 8, 8)
+    assert made.dtype == torch.uint8
+    known_ones = set(map(str, model.examples.pictures.tolist()))  # a window covers these small pictures
+    assert all(str(picture) in known_ones for picture in made.tolist())
+
+
+def test_diffused_detail_keeps_the_coarse_image() -> None:
+    model = known(detail="diffusion")
     assert model.resolver is not None
     stage = DiffusedDetail(model.tokenizer, model.resolver, levels=8)
     made, again, other = (
@@ -44,9 +65,9 @@ def test_diffused_detail_keeps_the_coarse_image() -> None:
 
 
 def test_diffusion_refuses_images_that_it_cannot_halve_twice() -> None:
-    config(levels=1, patch=1, detail="tokens").check((1, 6, 6))
+    config(levels=1, patch=1).check((1, 6, 6))
     with pytest.raises(ValueError, match=r"multiples of 4; set spectral\.detail"):
-        config(levels=1, patch=1).check((1, 6, 6))
+        config(levels=1, patch=1, detail="diffusion").check((1, 6, 6))
 
 
 def test_an_upscaler_stands_in_for_it() -> None:

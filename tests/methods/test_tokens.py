@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.methods.spectral_parts import CPU, IMAGE, config, known, pictures
+from tests.methods.spectral_parts import CPU, IMAGE, TINY, config, known, pictures
 from torch import Tensor
 
 from sfumato.methods.tokens import cache_name, encoded, new_model, public_model, seen_in_training
@@ -50,18 +50,32 @@ def test_it_learns() -> None:
 
 def test_what_draws_detail_is_learnt_and_nothing_else() -> None:
     whole = known(detail="tokens")
-    assert (whole.network.scales, whole.resolver) == (2, None)
-    coarse = known()
-    assert coarse.network.scales == 1
+    assert (whole.network.scales, whole.resolver, whole.examples) == (2, None, None)
+    coarse = known(detail="diffusion")
+    assert (coarse.network.scales, coarse.examples) == (1, None)
     assert coarse.resolver is not None
     assert float(coarse.resolver.get_buffer("spread")) != 1  # measured on the public pictures
     assert not any(value.requires_grad for value in coarse.resolver.parameters())
     lanczos = public_model(
         config(detail="lanczos"), IMAGE, lambda: (pictures(40), None), Condition(), seed=0, hardware=CPU
     )
-    assert (lanczos.network.scales, lanczos.resolver) == (1, None)
-    restored = type(coarse).of(config(), IMAGE, Condition(), coarse.state())
-    assert all(torch.equal(value, restored.state()[name]) for name, value in coarse.state().items())
+    assert (lanczos.network.scales, lanczos.resolver, lanczos.examples) == (1, None, None)
+
+
+def test_examples_are_pictures_that_it_learnt_from() -> None:
+    model, shown = known(), torch.from_numpy(pictures(60)[seen_in_training(60)])
+    assert (model.network.scales, model.resolver) == (1, None)
+    assert model.examples is not None
+    assert sorted(map(str, model.examples.pictures.tolist())) == sorted(map(str, shown.tolist()))
+    assert torch.equal(model.examples.tokens, encoded(model.tokenizer, model.examples.pictures, 1))
+
+
+@pytest.mark.parametrize("detail", ["examples", "diffusion", "tokens"])
+def test_a_model_is_restored(detail: str) -> None:
+    model = known(detail=detail)
+    restored = type(model).of(config(detail=detail), IMAGE, Condition(), model.state())
+    assert restored.state().keys() == model.state().keys()
+    assert all(torch.equal(value, restored.state()[name]) for name, value in model.state().items())
 
 
 def test_texts_are_told_and_heard() -> None:
@@ -100,9 +114,12 @@ def test_a_cache_knows_what_decides_a_model() -> None:
         return cache_name(config(**changes), condition, facts, seed)
 
     names = {name(), name(TEXT), name(facts="b"), name(seed=1), name(levels=2), name(pretraining={"steps": 5})}
-    names |= {name(detail="tokens"), name(detail="lanczos"), name(superresolution={"steps": 7})}
-    assert len(names) == 9
-    assert name(steps=50, trained="head") == name()  # private and later settings do not
+    names |= {name(detail=detail) for detail in ("tokens", "lanczos", "diffusion")}
+    names |= {name(examples={"count": 7}), name(detail="diffusion", superresolution={"steps": 7})}
+    assert len(names) == 11
+    assert name(steps=50, trained="head", examples={"window": 2}) == name()  # private and later settings do not
+    assert name(superresolution={"steps": 7}) == name()
+    assert name(detail="diffusion", superresolution=TINY["superresolution"] | {"levels": 9}) == name(detail="diffusion")
     assert name(detail="lanczos", superresolution={"steps": 7}) == name(detail="realesrgan-x4plus")
 
 

@@ -55,6 +55,7 @@ def test_a_whole_run(private: Path, public: Path, tmp_path: Path) -> None:
     assert statement["epsilon"] <= 8
     assert "60 public images 'drawn'" in statement["text"]
     assert "CC0-1.0" in statement["text"]
+    assert "put together from pieces of these public images" in statement["text"]
     assert "No pretrained models were used." in statement["text"]
     assert statement["released"]["spectral"]["trained"] in ("full", "lora", "norms", "head")
     page = (out / "report.html").read_text()

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.hardware import Hardware
+from sfumato.methods.examples import Examples
+from sfumato.methods.spectral_settings import ExamplesConfig
 from sfumato.methods.superresolution import SuperResolver
 from sfumato.nets.autoregressive import ScaleGPT, Taste, generate
 from sfumato.nets.tokenizer import Tokenizer
@@ -45,6 +47,25 @@ class TokenDetail:
             network = self.network.to(device)
             tokens = generate(network, condition, generator, prefix=coarse, taste=self.taste)
         return whole(self.tokenizer.decode(tokens))
+
+
+@dataclass(frozen=True)
+class ExampleDetail:
+    """Pieces of public images whose coarse tokens are alike.
+
+    Attributes:
+        tokenizer: public; knows how far tokens are from each other.
+        examples: public images.
+        config: how they are put together.
+    """
+
+    tokenizer: Tokenizer
+    examples: Examples
+    config: ExamplesConfig
+
+    def pictures(self, coarse: Tensor, condition: Tensor, generator: torch.Generator, hardware: Hardware) -> Tensor:
+        """Uint8 pictures `(N, C, H, W)` for coarse tokens `(N, tokens)`; nothing else is looked at."""
+        return whole(self.examples.quilted(self.tokenizer, coarse, self.config, hardware.device))
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,7 @@ class UpscaledDetail:
         return upscaled(whole(self.tokenizer.decode(coarse)), self.upscaler, height, width)
 
 
-Detail = DiffusedDetail | TokenDetail | UpscaledDetail
+Detail = ExampleDetail | DiffusedDetail | TokenDetail | UpscaledDetail
 
 
 def whole(images: Tensor) -> Tensor:

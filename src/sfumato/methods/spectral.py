@@ -4,13 +4,14 @@ After "Decomposing Private Image Generation via Coarse-to-Fine Wavelet Modeling"
 known to us (docs/spectral.md says what is ours). What is private about an image is taken to lie in its coarse wavelet
 band; a false belief costs quality, never privacy.
 
-1. Public stage: a wavelet tokenizer, an autoregressive model of its tokens, and super-resolution learn from public
-   images (`tokens.py`, `superresolution.py`).
+1. Public stage: a wavelet tokenizer and an autoregressive model of its tokens learn from public images (`tokens.py`);
+   so does super-resolution, where it is wanted (`superresolution.py`).
 2. Warm start: one noisy sum of the coarse band says where the private images lie, and the model goes on learning on
    public images that lie there (`tilting.py`). The images are free.
 3. Private stage: private training (DP-SGD) on the tokens of the coarsest scale alone (`coarse.py`). How much of the
    model moves, follows from the budget by a public rule (`SpectralConfig.trained_set`).
-4. Sampling is free: coarse tokens from the private stage's model, then detail from public models (`detail.py`).
+4. Sampling is free: coarse tokens from the private stage's model, then detail from public images (`examples.py`) or
+   models (`detail.py`).
 """
 
 from __future__ import annotations

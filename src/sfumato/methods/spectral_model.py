@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
 from sfumato.methods.coarse import condition_of
-from sfumato.methods.detail import Detail, DiffusedDetail, TokenDetail, UpscaledDetail, enlarged
+from sfumato.methods.detail import Detail, DiffusedDetail, ExampleDetail, TokenDetail, UpscaledDetail, enlarged
+from sfumato.methods.examples import Examples
 from sfumato.methods.privimage_model import model_name
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.tokens import PublicModel, new_model
@@ -35,7 +36,7 @@ class SpectralModel:
         config: settings.
         image: `(C, H, W)` of the run.
         coarse: of coarse tokens; averaged, adapters merged.
-        public: tokenizer, public model of tokens, super-resolution.
+        public: tokenizer, public model of tokens, and what else detail needs.
         vectors: of the classes' names, `(classes, size)`; None unless the condition is text.
         not_private: the weights come from a run with test noise.
     """
@@ -69,6 +70,8 @@ class SpectralModel:
 
     def detail(self) -> Detail:
         """The detail stage that the settings ask for."""
+        if self.public.examples is not None:
+            return ExampleDetail(self.public.tokenizer, self.public.examples, self.config.examples)
         if self.public.resolver is not None:
             return DiffusedDetail(self.public.tokenizer, self.public.resolver, self.config.superresolution.levels)
         if self.config.detail == "tokens":
@@ -124,6 +127,9 @@ def untrained(config: SpectralConfig, image: Image, condition: Condition) -> Spe
     told = condition if condition.kind == "text" else Condition()
     vectors = torch.zeros(1, condition.size) if condition.kind == "text" else None
     public = new_model(config, image, told, seed=0)
+    if config.detail == "examples":
+        blank = Examples.blank(image, public.tokenizer.shape.tokens, config.examples.count)
+        public = replace(public, examples=blank)
     return SpectralModel(config, image, empty_coarse(config, image, condition), public, vectors, not_private=True)
 
 

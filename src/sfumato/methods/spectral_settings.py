@@ -118,6 +118,24 @@ class SuperResolutionConfig(BaseModel):
     levels: int = Field(12, ge=2)
 
 
+class ExamplesConfig(BaseModel):
+    """How public images are put together, where they are examples of detail.
+
+    Attributes:
+        count: most public images that are kept as examples, in memory and with the model.
+        window: side of a piece, in tokens; pieces overlap by half.
+        choices: nearest examples among which the one is taken that agrees best with its neighbours.
+        agreement: weight of that, against the tokens' error.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(8000, ge=1)
+    window: int = Field(4, ge=1)
+    choices: int = Field(32, ge=1)
+    agreement: float = Field(0.3, ge=0)
+
+
 class TasteConfig(BaseModel):
     """How tokens are drawn; see `sfumato.nets.autoregressive.Taste`."""
 
@@ -168,8 +186,9 @@ class SpectralConfig(BaseModel):
             from the released class models, "auto" decides by how many public images are left.
         chunk: records per forward pass; changes speed and memory only.
         sampler: how coarse tokens are drawn.
-        detail: "diffusion" for super-resolution learnt from the public images, "tokens" for detail scales behind the
-            coarse tokens, "lanczos", or an upscaler of the zoo.
+        detail: "examples" for pieces of public images, "diffusion" for super-resolution learnt from them, "tokens" for
+            detail scales behind the coarse tokens, "lanczos", or an upscaler of the zoo.
+        examples: of "examples".
         superresolution: of "diffusion".
         detail_sampler: how detail tokens are drawn.
         enlarge: what makes released images larger than the run's shape: None, "lanczos" or an upscaler of the zoo.
@@ -208,7 +227,8 @@ class SpectralConfig(BaseModel):
     warm_source: Literal["auto", "public", "model"] = "auto"
     chunk: int = Field(64, ge=1)
     sampler: TasteConfig = TasteConfig()
-    detail: str = "diffusion"
+    detail: str = "examples"
+    examples: ExamplesConfig = ExamplesConfig()
     superresolution: SuperResolutionConfig = SuperResolutionConfig()
     detail_sampler: TasteConfig = TasteConfig()
     enlarge: str | None = None
@@ -243,8 +263,8 @@ class SpectralConfig(BaseModel):
 
     @property
     def own_detail(self) -> bool:
-        """Whether detail is learnt from the run's public images, and not from an upscaler's."""
-        return self.detail in ("diffusion", "tokens")
+        """Whether detail comes from the run's public images, and not from an upscaler."""
+        return self.detail in ("examples", "diffusion", "tokens")
 
     def shape(self, image: Image) -> TokenizerShape:
         """The tokenizer for images `(C, H, W)`."""

@@ -1,4 +1,4 @@
-"""The public stage of Spectral, from public images alone: a tokenizer, an autoregressive model, super-resolution.
+"""The public stage of Spectral, from public images alone: a tokenizer, an autoregressive model, and means of detail.
 
 The autoregressive model knows all scales where it is to draw detail too, else only the coarsest.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import Schedule
+from sfumato.methods.examples import Examples
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.superresolution import SuperResolver, lessons
 from sfumato.nets.autoregressive import Condition, ScaleGPT
@@ -33,7 +34,7 @@ HELD_OUT, MOST_HELD_OUT = 10, 500
 """Every so many public images is kept from the training, up to a number, to report errors on."""
 
 ENCODED = 256  # images tokenised at once
-_VERSION = "2"  # of the recipe, in the name of what is cached
+_VERSION = "3"  # of the recipe, in the name of what is cached
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,24 @@ class PublicModel:
         tokenizer: images to tokens and back.
         network: of the tokens of all scales or of the coarsest; conditioned on nothing, or on texts.
         resolver: makes images from coarse ones; None where something else does.
+        examples: of what images are made of; None where they are made otherwise.
     """
 
     tokenizer: Tokenizer
     network: ScaleGPT
     resolver: SuperResolver | None
+    examples: Examples | None = None
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save."""
-        return {
+        state = {
             f"{part}.{name}": value.detach().cpu().contiguous()
             for part, module in self._parts()
             for name, value in module.state_dict().items()
         }
+        if self.examples is not None:
+            state |= {"examples.pictures": self.examples.pictures, "examples.tokens": self.examples.tokens}
+        return state
 
     def _parts(self) -> list[tuple[str, nn.Module]]:
         parts: list[tuple[str, nn.Module]] = [("tokenizer", self.tokenizer), ("network", self.network)]
@@ -69,6 +75,8 @@ class PublicModel:
         for part, module in made._parts():
             prefix = f"{part}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        if config.detail == "examples":
+            made = replace(made, examples=Examples(state["examples.pictures"], state["examples.tokens"]))
         return made
 
     def errors(self, pixels: NDArray[np.uint8]) -> list[ScaleError]:
@@ -134,9 +142,11 @@ def cache_name(config: SpectralConfig, condition: Condition, facts: Any, seed: i
     parts = {"levels", "patch", "vocabulary", "width", "layers", "heads", "tokenizer", "pretraining"}
     if config.own_detail:
         parts.add("detail")
+    settings: dict[str, Any] = config.model_dump(mode="json", include=parts)
+    if config.detail == "examples":
+        settings["examples"] = config.examples.count
     if config.detail == "diffusion":
-        parts.add("superresolution")
-    settings = config.model_dump(mode="json", include=parts)
+        settings["superresolution"] = config.superresolution.model_dump(mode="json", exclude={"levels"})
     text = json.dumps([_VERSION, settings, condition, facts, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32] + ".safetensors"
 
@@ -171,6 +181,9 @@ def _learnt(
     settings = config.pretraining
     for step in train_openly(made.network, batches, settings.steps, settings.rate, hardware):
         progress("pretraining on public tokens", step, settings.steps)
+    if config.detail == "examples":
+        few = Examples.among(pictures, tokens, config.examples.count, generator)
+        made = replace(made, examples=few)
     if made.resolver is not None:
         for step in _train_resolver(config, made.resolver, made.tokenizer, pictures, tokens, generator, hardware):
             progress("super-resolution of public images", step, config.superresolution.steps)

@@ -74,9 +74,11 @@ class SpectralWorkflow:
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Public sets and pretrained models, a sentence each."""
         found = [PublicIdentity.from_json(facts) for facts in work.facts["public"]]
-        more = ", super-resolution" if work.config.spectral.detail == "diffusion" else ""
+        detail = work.config.spectral.detail
+        more = ", super-resolution" if detail == "diffusion" else ""
         learnt = tuple(f"The tokenizer{more} and the model of tokens first learnt from {one}." for one in found)
-        return *learnt, *work.facts["models"]
+        copied = ("Images are put together from pieces of these public images, whose licences go with them.",)
+        return *learnt, *(copied if detail == "examples" else ()), *work.facts["models"]
 
     def released(self, work: Work, not_private: bool) -> dict[str, Any]:
         """How much of the model private training moved, and how well tokens keep public images."""
