@@ -40,7 +40,6 @@ LESSONS = 1200 if choose_hardware("cpu").precision == "bf16" else 400  # what 15
 METHOD = {
     "width": 128,
     "heads": 4,
-    "tokenizer": {"steps": 250},
     "pretraining": {"steps": LESSONS, "rate": 2e-3},
     "warm_steps": 80,
     "batch": 400,

@@ -229,7 +229,7 @@ def _public_seconds(method: SpectralConfig, model: SpectralModel, hardware: Hard
     all_scales = step(network, lambda: network.losses(some, nothing))
     coarse = step(network, lambda: network.losses(some[:, : network.tokens], nothing))
     mixed = learning.coarse_share * coarse + (1 - learning.coarse_share) * all_scales
-    seconds = method.tokenizer.steps * tokenizer + learning.steps * mixed
+    seconds = method.decoder_steps * tokenizer + learning.steps * mixed
     if (resolver := public.resolver) is not None:
         settings = method.superresolution
         thumbnails = avg_pool2d(pictures.float(), 1 << method.levels)

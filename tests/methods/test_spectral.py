@@ -82,7 +82,8 @@ def test_from_public_images_to_samples(tmp_path: Path, texts: bool, detail: str)
     trial = Trial(tmp_path / "run", texts=texts, condition=condition, noise_limit=0.01, detail=detail)
     model = trial.fit()
     assert list(dict.fromkeys(trial.stages)) == [
-        "tokenizer of public images",
+        "codebooks of public images",
+        *(["decoder of public images"] if detail == "diffusion" else []),
         "pretraining on public tokens",
         *(["super-resolution of public images"] if detail == "diffusion" else []),
         "noisy sum of the coarse band",
@@ -113,7 +114,7 @@ def test_without_a_warm_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "left"),
     [
-        ("tokenizer of public images", set()),
+        ("codebooks of public images", set()),
         ("noisy sum of the coarse band", {PUBLIC_MODEL, NOTES}),
         ("warm-up on images that lie there", {PUBLIC_MODEL, NOTES}),
         ("private training", {PUBLIC_MODEL, START, NOTES}),

@@ -34,7 +34,7 @@ def test_it_learns() -> None:
         progress=lambda *told: seen.append(told),
     )
     assert seen[-1] == ("pretraining on public tokens", 60, 60)
-    assert ("tokenizer of public images", 30, 30) in seen
+    assert {("codebooks of public images", 2, 2), ("decoder of public images", 30, 30)} <= set(seen)
     fresh = pictures(100, seed=9)
     coarse, full = model.errors(fresh)
     assert (coarse.height, full.height) == (4, 8)
@@ -68,6 +68,10 @@ def test_examples_are_pictures_that_it_learnt_from() -> None:
     assert model.examples is not None
     assert sorted(map(str, model.examples.pictures.tolist())) == sorted(map(str, shown.tolist()))
     assert torch.equal(model.examples.tokens, encoded(model.tokenizer, model.examples.pictures, 1))
+    codes = model.tokenizer.codebook(0)[model.examples.tokens]
+    assert torch.equal(
+        model.tokenizer(model.examples.tokens)[0], codes
+    )  # nobody asks the decoder, so it learnt nothing
 
 
 @pytest.mark.parametrize("detail", ["examples", "diffusion", "tokens"])

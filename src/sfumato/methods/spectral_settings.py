@@ -266,6 +266,11 @@ class SpectralConfig(BaseModel):
         """Whether detail comes from the run's public images, and not from an upscaler."""
         return self.detail in ("examples", "diffusion", "tokens")
 
+    @property
+    def decoder_steps(self) -> int:
+        """Of the tokenizer's decoder: examples take its place, and codes stand for themselves."""
+        return 0 if self.detail == "examples" else self.tokenizer.steps
+
     def shape(self, image: Image) -> TokenizerShape:
         """The tokenizer for images `(C, H, W)`."""
         self.check(image)

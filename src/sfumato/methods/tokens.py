@@ -172,9 +172,10 @@ def _learnt(
     made, generator = new_model(config, image, condition, seed), torch.Generator().manual_seed(seed)
     shown = np.flatnonzero(seen_in_training(len(pixels)))
     pictures = torch.from_numpy(pixels[shown])
-    stage = "tokenizer of public images"
-    for step in train_tokenizer(config, made.tokenizer, pictures, generator, hardware):
-        progress(stage, step, config.tokenizer.steps)
+    for scale in make_codebooks(config, made.tokenizer, pictures, generator):
+        progress("codebooks of public images", scale, made.tokenizer.shape.scales)
+    for step in train_decoder(config, made.tokenizer, pictures, generator, hardware):
+        progress("decoder of public images", step, config.decoder_steps)
     tokens = encoded(made.tokenizer, pictures, made.network.scales)
     told = None if vectors is None else vectors[torch.from_numpy(shown)]
     batches = _token_batches(config, made.network, tokens, told, generator)
@@ -214,10 +215,10 @@ def seen_in_training(count: int) -> NDArray[np.bool_]:
     return seen
 
 
-def train_tokenizer(
-    config: SpectralConfig, tokenizer: Tokenizer, pictures: Tensor, generator: torch.Generator, hardware: Hardware
+def make_codebooks(
+    config: SpectralConfig, tokenizer: Tokenizer, pictures: Tensor, generator: torch.Generator
 ) -> Iterator[int]:
-    """Codebooks by k-means on patches, then the decoder by squared error; yields steps of the decoder."""
+    """A codebook for each scale, by k-means on patches; yields how many are made."""
     settings, shape = config.tokenizer, tokenizer.shape
     few = torch.randperm(len(pictures), generator=generator)[: max(1, settings.patches // shape.tokens)]
     for scale, patches in enumerate(tokenizer.patches(pictures[few])):
@@ -225,13 +226,21 @@ def train_tokenizer(
         spread = float((points - points.mean(0)).square().mean().sqrt())
         codes = k_means(points, shape.vocabulary, settings.rounds, generator)
         tokenizer.set_codebook(scale, codes, max(spread, 1e-3))
+        yield scale + 1
+
+
+def train_decoder(
+    config: SpectralConfig, tokenizer: Tokenizer, pictures: Tensor, generator: torch.Generator, hardware: Hardware
+) -> Iterator[int]:
+    """The tokenizer's decoder, where it is used, by squared error; yields steps."""
+    settings = config.tokenizer
 
     def losses() -> Iterator[Callable[[nn.Module], Tensor]]:
         while True:
             chosen = pictures[torch.randint(len(pictures), (settings.batch,), generator=generator)]
             yield lambda model, chosen=chosen: model.losses(chosen.to(hardware.device))  # type: ignore[misc]
 
-    yield from _minimised(tokenizer, losses(), settings.steps, settings.rate, hardware)
+    yield from _minimised(tokenizer, losses(), config.decoder_steps, settings.rate, hardware)
 
 
 def encoded(tokenizer: Tokenizer, pictures: Tensor, scales: int | None = None) -> Tensor:
