@@ -369,6 +369,7 @@ def attacks(positions: int, width: int) -> dict[str, tuple[Tensor, Tensor]]:
 def test_no_norm_is_below_what_is_added(level: int, positions: int) -> None:
     torch.manual_seed(positions)
     one = torch.ones(1, dtype=torch.float64)
+    room = 0.0 if level == 2 and positions <= 16 else 8 * 2.0**-24  # what a record of a group is charged for rounding
     for name, (a, g) in attacks(positions, 40).items():
         for scale, back in (
             (1.0, 1.0),
@@ -390,7 +391,7 @@ def test_no_norm_is_below_what_is_added(level: int, positions: int) -> None:
                     assert float(added(layer, one, level).norm()) <= norm, where
                     for weight in (1.0, 0.7, 1 / norm if norm > 1e-30 else 1.0):
                         found = float(added(layer, one * weight, level, grouped=True).norm())
-                        assert found <= weight * norm, where + f", weight {weight}"
+                        assert found <= weight * norm * (1 + room), where + f", weight {weight}"
                 if name == "ordinary" and scale == back == 1:
                     assert norm <= 1.01 * float(flat(layer).norm())
 
@@ -431,14 +432,15 @@ def test_a_record_does_not_move_another(level: int, grouped: bool) -> None:
 
 
 @levels
-def test_groups_err_by_no_more_than_they_are_charged(level: int) -> None:
-    """Eight records a group, each of norm 1: less than 8 units of roundoff a record."""
+@pytest.mark.parametrize("positions", [5, 16, 17, 40])
+def test_groups_err_by_no_more_than_they_are_charged(level: int, positions: int) -> None:
+    """At most eight records a group, each of norm 1: less than 8 units of roundoff a record."""
     torch.manual_seed(0)
     records = 64
-    layer = line(torch.randn(records, 5, 48), torch.randn(records, 5, 40), bias=False)
+    layer = line(torch.randn(records, positions, 48), torch.randn(records, positions, 40), bias=False)
     weights = (1 / squares_of(layer, True, level).sqrt()).float().double()
     bits = (weights * (1 - 2.0**-23)).float().view(torch.int32) & -65536
-    rounded = bits.view(torch.float32).double() if level == 2 else weights
+    rounded = bits.view(torch.float32).double() if level == 2 and positions <= 16 else weights
     assert (rounded <= weights).all()
     assert (rounded > 0.99 * weights).all()
     error = (added(layer, weights, level, grouped=True) - rounded @ flat(layer)).norm()

@@ -29,7 +29,7 @@ _SMALL = 2**18  # parameters whose gradient and sum stay in a core's cache
 
 
 _REST = 1e-6
-_ERROR_PER_GROUPED = 2 * 1.01 * 8 * 2.0**-24  # groups of eight records are added in float32, twice that for neighbours
+_ERROR_PER_GROUPED = 2 * 1.01 * 8 * 2.0**-24  # at most eight records are added in float32, twice that for neighbours
 
 
 def rounding_slack(expected_batch: float, grouped: bool = False) -> float:
@@ -42,8 +42,8 @@ def rounding_slack(expected_batch: float, grouped: bool = False) -> float:
 
     Args:
         expected_batch: records.
-        grouped: leave room to add records of short sequences in groups of eight in float32, each group off by at most 8
-            units of roundoff; beyond ten standard deviations above `expected_batch` the engine adds them in double
+        grouped: leave room to add records in groups of at most eight in float32, each record off by at most 8 units of
+            roundoff; beyond ten standard deviations above `expected_batch` the engine adds them in double
             precision.
     """
     room = expected_batch + 10 * math.sqrt(expected_batch) + 10 if grouped else 0.0
@@ -118,7 +118,7 @@ class ClippedGradients:
             clipping: radius and kind.
             rows: rows of the batch that belong to one record; its loss is their mean.
             slack: what rounding may add to a record's share, relative, as `rounding_slack` gave it for the plan:
-                decides how many records of short sequences are added in groups.
+                decides how many records of linear layers are added in groups.
             precision: `bf16` runs forward and backward under autocast; norms and sums stay in wider numbers.
             beside: the engine of another copy of the model, in another thread; it examines the model for both, and two
                 engines of a large network have one `total`.

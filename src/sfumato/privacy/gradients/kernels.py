@@ -1,4 +1,4 @@
-"""The compiled kernels (`convolution.cpp`, `linear.cpp`), loaded where they were built and the processor can run them.
+"""The compiled kernels (the C++ sources here), loaded where they were built and the processor can run them.
 
 Sfumato is complete without them: `layers.py` computes the same sums in PyTorch, several times slower.
 """
@@ -210,8 +210,9 @@ class Linear(NamedTuple):
     ) -> None:
         """Adds the gradients times `weights`, `(R,)` float64, to `total` float64; weight 0 is not read.
 
-        `grouped` allows to add eight records of at most 16 positions in float32, with weights rounded down to 8 bits;
-        `overwrite` takes what is in `total` for zero.
+        `grouped` allows to add up at most eight records in float32 before they join the total, with weights rounded
+        down to float32, or to 8 bits where there are at most 16 positions; `overwrite` takes what is in `total` for
+        zero.
         """
         weights = weights.contiguous()
         self._call("linear_add", scratch, at_level, int(grouped), int(overwrite), weights, total)

@@ -1,0 +1,308 @@
+// Linear layers of large networks: the clipped sum, panel by panel.
+//
+// Each tile of a record's G is formed anew, in the same order as where it was measured and hence with the same bits,
+// and added, scaled, in double precision, or in float32 in groups of at most eight records.
+
+#include "linear.hpp"
+
+#include <algorithm>
+#include <vector>
+
+extern "C" {
+
+// Adds the gradients times `weights` to `total`; records of weight zero are not read. `grouped`: at most eight records
+// may be added up in float32 before they join the total. `overwrite`: what is in `total` counts as zero.
+int linear_add(int level, const Layer *layer, int64_t records, int64_t positions, int grouped, int overwrite,
+               const double *weights, double *total, float *scratch);
+}
+
+#ifdef SFUMATO_KERNELS
+
+namespace {
+
+constexpr int GROUP = 4;  // records whose tiles are added together
+constexpr int64_t CACHE = 1 << 20;  // bytes of packed operands that stay in a core's second cache
+
+// A panel of the sum: its first number, how much of it there is, and the panel after it.
+struct Part {
+    double *place;
+    int64_t height, width;
+    const double *next;
+
+    // Asks memory for the next panel, a part of it with each of `count` steps.
+    void look_ahead(int64_t step, int64_t count, int64_t stride) const {
+        for (int64_t row = step * PANEL / count; next && row < (step + 1) * PANEL / count; row++)
+            for (int64_t x = 0; x < PANEL; x += 8) _mm_prefetch(next + row * stride + x, _MM_HINT_T1);
+    }
+};
+
+// The panel += sum over the group of weight x tile, or = if it is the first. `SINGLE`: the group's sum is float32.
+template <int COUNT, bool SINGLE, bool WHOLE>
+AVX512 inline void add_tiles(const float *tiles, const double *weights, const Part &part, int64_t stride, bool first) {
+    __m512d factors[COUNT];
+    __m512 single[COUNT];
+    for (int r = 0; r < COUNT; r++) {
+        factors[r] = _mm512_set1_pd(weights[r]);
+        single[r] = _mm512_set1_ps(float(weights[r]));
+    }
+    const int64_t width = WHOLE ? PANEL : part.width;
+    for (int64_t row = 0; row < part.height; row++)
+        for (int64_t x = 0; x < width; x += TILE) {
+            const float *from = tiles + row * PANEL + x;
+            __m512 group = _mm512_setzero_ps();
+            for (int r = 0; SINGLE && r < COUNT; r++)
+                group = _mm512_fmadd_ps(single[r], _mm512_load_ps(from + r * PANEL * PANEL), group);
+            for (int half = 0; half < 2; half++) {
+                const int64_t left = width - x - 8 * half;
+                const auto mask = static_cast<__mmask8>(WHOLE || left >= 8 ? 0xff : left > 0 ? (1u << left) - 1 : 0);
+                double *place = part.place + row * stride + x + 8 * half;
+                __m512d sum = first ? _mm512_setzero_pd() : _mm512_maskz_loadu_pd(mask, place);
+                if (SINGLE)
+                    sum = _mm512_add_pd(
+                        sum, _mm512_cvtps_pd(half ? _mm512_extractf32x8_ps(group, 1) : _mm512_castps512_ps256(group)));
+                for (int r = 0; !SINGLE && r < COUNT; r++)
+                    sum = _mm512_fmadd_pd(
+                        factors[r], _mm512_cvtps_pd(_mm256_load_ps(from + r * PANEL * PANEL + 8 * half)), sum);
+                _mm512_mask_storeu_pd(place, mask, sum);
+            }
+        }
+}
+
+template <int COUNT, bool SINGLE>
+void add_tiles(const float *tiles, const double *weights, const Part &part, int64_t stride, bool first) {
+    if (part.width == PANEL)
+        add_tiles<COUNT, SINGLE, true>(tiles, weights, part, stride, first);
+    else
+        add_tiles<COUNT, SINGLE, false>(tiles, weights, part, stride, first);
+}
+
+// Tiles on their way from the products to the sum.
+struct Waiting {
+    alignas(64) float tiles[GROUP * PANEL * PANEL];
+    double weights[GROUP];
+    int count = 0;
+    bool single;  // add a group in float32
+
+    explicit Waiting(bool grouped) : single(grouped) {}
+
+    float *next(double weight) {
+        weights[count] = weight;
+        return tiles + count++ * PANEL * PANEL;
+    }
+
+    void add(const Part &part, int64_t stride, bool first) {
+        single ? add<true>(part, stride, first) : add<false>(part, stride, first);
+        count = 0;
+    }
+
+    template <bool SINGLE> void add(const Part &part, int64_t stride, bool first) const {
+        switch (count) {
+            case 4: return add_tiles<4, SINGLE>(tiles, weights, part, stride, first);
+            case 3: return add_tiles<3, SINGLE>(tiles, weights, part, stride, first);
+            case 2: return add_tiles<2, SINGLE>(tiles, weights, part, stride, first);
+            case 1: return add_tiles<1, SINGLE>(tiles, weights, part, stride, first);
+        }
+    }
+};
+
+// A weight in single precision, or the first 8 bits of it; never larger than it is.
+AVX512 float single_of(double weight, int bits) {
+    constexpr int DOWN = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+    const float value = _mm_cvtss_f32(_mm_cvt_roundsd_ss(_mm_setzero_ps(), _mm_set_sd(weight), DOWN));
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    if (bits == 8) word &= 0xffff0000u;
+    float result;
+    std::memcpy(&result, &word, 4);
+    return result;
+}
+
+// Both operands of a layer for `count` records, `each` numbers of bfloat16 a record and panel.
+template <typename PackA, typename PackB> struct Operands {
+    const Layer &line;
+    int64_t count, each;
+    PackA pack_a;  // (record, panel, into)
+    PackB pack_b;
+
+    int64_t size() const { return count * each; }  // of a panel
+
+    // Packs `panels` panels from `first` on. Those of a record follow each other, because memory is slow to hand out
+    // single cache lines of long rows.
+    void pack(bool rows, int64_t first, int64_t panels, uint16_t *into) const {
+        for (int64_t n = 0; n < count; n++)
+            for (int64_t k = 0; k < panels; k++) {
+                uint16_t *place = into + k * size() + n * each;
+                rows ? pack_a(n, first + k, place) : pack_b(n, first + k, place);
+            }
+    }
+};
+
+// Calls `add(part, a, b)` for every panel of the sum with both operands packed. As many panels of the smaller operand
+// as fit into a core's second cache stay there; those of the larger one go by.
+template <typename PackA, typename PackB, typename Add>
+void by_panels(const Operands<PackA, PackB> &operands, double *total, float *scratch, Add add) {
+    const Layer &line = operands.line;
+    const int64_t size = operands.size();
+    const int64_t columns = up(line.channels, PANEL) / PANEL, lines = up(line.out_channels, PANEL) / PANEL;
+    const bool rows_stay = lines < columns;
+    const int64_t staying = rows_stay ? lines : columns, passing = rows_stay ? columns : lines;
+    const int64_t room = std::max<int64_t>(1, CACHE / (2 * size)), together = std::min(room, staying);
+    auto *held = reinterpret_cast<uint16_t *>(scratch), *other = held + together * size;
+    for (int64_t begin = 0; begin < staying; begin += together) {
+        const int64_t end = std::min(begin + together, staying);
+        for (int64_t n = begin; n < end; n += ABREAST)
+            operands.pack(rows_stay, n, std::min(ABREAST, end - n), held + (n - begin) * size);
+        for (int64_t m = 0; m < passing; m += ABREAST) {
+            const int64_t abreast = std::min(ABREAST, passing - m);
+            operands.pack(!rows_stay, m, abreast, other);
+            for (int64_t k = 0; k < abreast; k++)
+                for (int64_t n = begin; n < end; n++) {
+                    const int64_t i = (rows_stay ? n : m + k) * PANEL, j = (rows_stay ? m + k : n) * PANEL;
+                    const int64_t height = line.out_channels - i, width = line.channels - j;
+                    double *place = total + line.weight_at + i * line.channels + j;
+                    const Part part{place, height < PANEL ? height : PANEL, width < PANEL ? width : PANEL,
+                                    n + 1 < end ? place + PANEL * (rows_stay ? line.channels : 1) : nullptr};
+                    const uint16_t *kept = held + (n - begin) * size, *passed = other + k * size;
+                    add(part, rows_stay ? kept : passed, rows_stay ? passed : kept);
+                }
+        }
+    }
+}
+
+// Adds records one by one in double precision, or in groups of four in float32: each record then costs one rounding of
+// its group's sum, and weights are rounded down to float32.
+void add_weight(int level, const Layer &line, int64_t records, bool grouped, bool overwrite, const double *weights,
+                double *total, float *scratch) {
+    const Shape shape(line);
+    const Cut cut(shape);
+    std::vector<int64_t> kept;
+    std::vector<double> factors;
+    for (int64_t record = 0; record < records; record++) {
+        if (!(weights[record] > 0)) continue;
+        kept.push_back(record);
+        factors.push_back(grouped ? double(single_of(weights[record], 24)) : weights[record]);
+    }
+    const auto count = static_cast<int64_t>(kept.size());
+    const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
+        pack_left(line, cut, gradient_of(line, kept[n]), i * PANEL, into);
+    };
+    const auto pack_b = [&](int64_t n, int64_t j, uint16_t *into) {
+        pack_right(line, cut, activation_of(line, kept[n]), j * PANEL, into);
+    };
+    Waiting waiting(grouped);
+    const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
+        for (int64_t n = 0; n < count; n++) {
+            const Product product = cut.product(a + n * cut.panel, b + n * cut.panel);
+            part.look_ahead(n, count, line.channels);
+            multiply_panel(level, product, part.width > TILE, part.height > TILE, waiting.next(factors[n]));
+            if (waiting.count == GROUP || n + 1 == count) waiting.add(part, line.channels, overwrite && n < GROUP);
+        }
+    };
+    by_panels(Operands<decltype(pack_a), decltype(pack_b)>{line, count, cut.panel, pack_a, pack_b}, total, scratch,
+              add);
+}
+
+// Activations of a record of at most 16 positions as right operands: in one tile, twice one under the other.
+AVX512 void pack_twice(const Layer &line, const char *from, int64_t channel, uint16_t *into) {
+    for (int64_t k = 0; k < TILE / 2; k++) {
+        const Two two(from, line, line.activation_is_float, line.channels, channel, 2 * k);
+        for (int half = 0; half < 2; half++) {
+            const __m512i both = interleaved(two.first, two.second, half);
+            _mm512_store_si512(into + half * TILE_BF16 + k * 2 * TILE, both);
+            _mm512_store_si512(into + half * TILE_BF16 + (TILE / 2 + k) * 2 * TILE, both);
+        }
+    }
+}
+
+// Output gradients of a record of at most 16 positions times its weight, as left operands: high parts, then low parts.
+// A weight of 8 bits times a bfloat16 is exactly the sum of two bfloat16.
+AVX512 void pack_scaled(const Layer &line, const uint16_t *from, int64_t channel, float weight, uint16_t *into) {
+    const int64_t left = line.out_channels - channel;
+    const __m512 factor = _mm512_set1_ps(weight);
+    __m512i rows[TILE];
+    for (int k = 0; k < TILE / 2; k++) {
+        __m256i high[2], low[2];
+        for (int t = 0; t < 2; t++) {
+            high[t] = low[t] = _mm256_setzero_si256();
+            if (2 * k + t >= line.width) continue;
+            const __m256i values = load(from + (2 * k + t) * line.out_channels + channel, left);
+            const __m512 product =
+                _mm512_mul_ps(factor, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16)));
+            high[t] = (__m256i)_mm512_cvtneps_pbh(product);
+            const __m512 near = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high[t]), 16));
+            low[t] = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(product, near));
+        }
+        rows[k] = pair(high[0], high[1]);
+        rows[TILE / 2 + k] = pair(low[0], low[1]);
+    }
+    transpose(rows);
+    for (int k = 0; k < TILE; k++) _mm512_store_si512(into + k * 2 * TILE, rows[k]);
+}
+
+// Adds groups of eight records in float32, weights and all: a tile has room for 16 positions twice, and AMX sums a
+// tile's products apart before it adds them, so that each record costs one rounding of the group's sum. Weights are
+// rounded down to 8 bits.
+void add_grouped(const Layer &line, int64_t records, bool overwrite, const double *weights, double *total,
+                 float *scratch) {
+    constexpr int64_t together = 8, tile = TILE_BF16, panel = 2 * tile;
+    std::vector<int64_t> kept;
+    std::vector<float> factors;
+    for (int64_t record = 0; record < records; record++) {
+        if (!(weights[record] > 0)) continue;
+        kept.push_back(record);
+        factors.push_back(single_of(weights[record], 8));
+    }
+    const auto count = static_cast<int64_t>(kept.size());
+    const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
+        for (int64_t half = 0; half < 2 && i * PANEL + half * TILE < line.out_channels; half++)
+            pack_scaled(line, gradient_of(line, kept[n]), i * PANEL + half * TILE, factors[n], into + half * tile);
+    };
+    const auto pack_b = [&](int64_t n, int64_t j, uint16_t *into) {
+        pack_twice(line, activation_of(line, kept[n]), j * PANEL, into);
+    };
+    alignas(64) float tiles[PANEL * PANEL];
+    const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
+        for (int64_t first = 0; first < count; first += together) {
+            const int64_t group = count - first < together ? count - first : together;
+            const Product product{a + first * panel, b + first * panel, group, 1,    panel,   0, tile,
+                                  2 * TILE,          panel,             0,     tile, 2 * TILE};
+            multiply_panel(2, product, part.width > TILE, part.height > TILE, tiles);
+            const double one = 1;
+            add_tiles<1, false>(tiles, &one, part, line.channels, overwrite && first == 0);
+        }
+    };
+    by_panels(Operands<decltype(pack_a), decltype(pack_b)>{line, count, panel, pack_a, pack_b}, total, scratch, add);
+}
+
+}  // namespace
+
+int linear_add(int level, const Layer *layer, int64_t records, int64_t positions, int grouped, int overwrite,
+               const double *weights, double *total, float *scratch) {
+    if (level < 1) return 1;
+    const Layer line = line_of(*layer, positions);
+    bool some = false;
+    for (int64_t record = 0; record < records; record++) some = some || weights[record] > 0;
+    if (overwrite && line.bias_at >= 0)
+        std::memset(total + line.bias_at, 0, sizeof(double) * size_t(line.out_channels));
+    if (overwrite && !some && line.weight_at >= 0)
+        std::memset(total + line.weight_at, 0, sizeof(double) * size_t(line.out_channels) * size_t(line.channels));
+    if (!some) return 0;
+    if (line.bias_at >= 0)
+        for (int64_t record = 0; record < records; record++)
+            if (weights[record] > 0) bias_square(line, record, weights[record], total + line.bias_at);
+    if (line.weight_at < 0) return 0;
+    if (grouped && groups(level, line)) {
+        const Tiles tiles(level);
+        add_grouped(line, records, overwrite, weights, total, scratch);
+    } else {
+        const Tiles tiles(level, int(Cut(Shape(line)).pairs));
+        add_weight(level, line, records, grouped, overwrite, weights, total, scratch);
+    }
+    return 0;
+}
+
+#else
+
+int linear_add(int, const Layer *, int64_t, int64_t, int, int, const double *, double *, float *) { return 1; }
+
+#endif
