@@ -95,7 +95,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
             *("synthesize", str(data / "train"), str(release), "--dataset", "fashion-mnist-bench"),
             *("--ledger", str(folder / "ledger.jsonl"), "--method", options.method),
             *("--epsilon", f"{options.epsilon:g}", "--delta", "1e-5", "--public-size", "60000"),
-            *("--classes-are-public", "--count", "60000"),
+            *("--classes-are-public", "--count", "60000", "--size", "28x28", "--channels", "1"),
             *("--minutes", f"{options.minutes:g}", "--public-ground", "dark"),
             *(word for name in PUBLIC if options.public for word in ("--public", str(SCRATCH / "data" / name))),
             *("--config", str(options.config or config)),

@@ -118,7 +118,9 @@ def test_warm_up_learns() -> None:
             return float(row_losses(brain.model, pictures[:600], labels[:600], guides, normal, spread).mean())
 
     before = error()
-    steps = list(brain.warm_up(pictures, labels, batch=64, rate=5e-3, generator=generator))
+    order = torch.randperm(3_200, generator=generator).split(64)
+    batches = ((pictures[part], labels[part]) for part in order)
+    steps = list(brain.warm_up(batches, steps=50, rate=5e-3, generator=generator))
     assert steps == list(range(1, 51))
     assert error() < 0.7 * before
     assert all(torch.equal(a, b) for a, b in zip(brain.averaged.parameters(), brain.model.parameters(), strict=True))

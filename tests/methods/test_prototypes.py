@@ -70,6 +70,16 @@ def test_means_spread_and_counts_are_recovered() -> None:
         assert torch.allclose(drawn[labels == number].var(0), spread, atol=0.03)
 
 
+def test_a_sample_needs_no_more_memory_than_pictures_do() -> None:
+    """Not that of the factors of each picture, which at 64 x 64 in colour is 1.2 MB for every one."""
+    model = Prototypes(torch.zeros(3, 3, 32, 32), torch.randn(3, 24, 3, 32, 32), torch.ones(3))
+    labels, generator = torch.arange(300) % 3, torch.Generator().manual_seed(0)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        pictures = model.sample(labels, generator)
+    most = max(event.self_cpu_memory_usage for event in profile.events())
+    assert pictures.nbytes <= most < 2 * pictures.nbytes
+
+
 def test_noise_hides_directions_instead_of_inventing_them() -> None:
     images, labels = small_world(600)
     layout = Layout((1, 16, 16), 2)

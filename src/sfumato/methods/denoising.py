@@ -250,27 +250,27 @@ class DenoisingLearner:
 
     def warm_up(
         self,
-        pictures: Tensor,
-        labels: Tensor,
+        batches: Iterable[tuple[Tensor, Tensor]],
         *,
-        batch: int,
+        steps: int,
         rate: float,
         generator: torch.Generator,
         told: Told = lambda *_: None,
     ) -> Iterator[int]:
-        """Ordinary training on released or public pictures `(N, C, H, W)` in [-1, 1], once through; yields steps.
+        """Ordinary training on released or public pictures; yields steps.
 
         The moving average restarts at the end, and the optimiser's moments are dropped.
+
+        Args:
+            batches: pictures `(N, C, H, W)` in [-1, 1] and labels `(N,)`; `steps` of them.
+            steps: how many.
+            rate: peak learning rate.
+            generator: of the noise.
+            told: hears the losses.
         """
-        order = torch.randperm(len(pictures), generator=generator)
-        steps = len(order) // batch
-
-        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-            for part in torch.split(order[: steps * batch], batch):
-                yield pictures[part], labels[part], self.guides_of(labels[part])
-
+        guided = ((pictures, labels, self.guides_of(labels)) for pictures, labels in batches)
         yield from train_openly(
-            self.model, batches(), steps=steps, rate=rate, generator=generator, hardware=self.hardware, told=told
+            self.model, guided, steps=steps, rate=rate, generator=generator, hardware=self.hardware, told=told
         )
         self.averaged.load_state_dict(self.model.state_dict())
 

@@ -117,9 +117,11 @@ def fit(
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(max(classes, 1), (config.warm_steps * WARM_BATCH,), generator=generator)
         warm_up = learner.warm_up(
-            prototypes.sample(labels, generator),
-            labels if classes else torch.full_like(labels, -1),
-            batch=WARM_BATCH,
+            (
+                (prototypes.sample(part, generator), part if classes else torch.full_like(part, -1))
+                for part in torch.split(labels, WARM_BATCH)
+            ),
+            steps=config.warm_steps,
             rate=config.warm_rate,
             generator=generator,
             told=curve(folder, "warm-up on the class models"),

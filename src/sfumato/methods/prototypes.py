@@ -120,8 +120,13 @@ class Prototypes:
     def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Pictures `(N, C, H, W)` in [-1, 1] for labels `(N,)`."""
         weights = torch.randn(len(labels), self.factors.shape[1], generator=generator)
-        spread = torch.einsum("nf,nfchw->nchw", weights, self.factors[labels])
-        return (self.means[labels] + spread).clamp(-1, 1)
+        pictures = self.means[labels]
+        for label in range(
+            len(self.factors)
+        ):  # a picture's own copy of its factors would be F times as large as the picture
+            rows = labels == label
+            pictures[rows] += torch.tensordot(weights[rows], self.factors[label], dims=1)
+        return pictures.clamp_(-1, 1)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save."""
