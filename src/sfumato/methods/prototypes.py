@@ -121,9 +121,7 @@ class Prototypes:
         """Pictures `(N, C, H, W)` in [-1, 1] for labels `(N,)`."""
         weights = torch.randn(len(labels), self.factors.shape[1], generator=generator)
         pictures = self.means[labels]
-        for label in range(
-            len(self.factors)
-        ):  # a picture's own copy of its factors would be F times as large as the picture
+        for label in range(len(self.factors)):  # class by class, because a picture's own copy of its factors is large
             rows = labels == label
             pictures[rows] += torch.tensordot(weights[rows], self.factors[label], dims=1)
         return pictures.clamp_(-1, 1)

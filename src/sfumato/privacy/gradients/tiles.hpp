@@ -98,10 +98,9 @@ AVX512 inline __m256i load(const uint16_t *from, int64_t left) {  // 16 numbers,
 }
 
 // Output gradients of one image, 16 channels from `channel` on, as tile `tile` of `tiles` side by side of the left
-// operand: blocks x tiles x (16 channels x `row` numbers). Their sums over positions are added to `bias`.
+// operand: blocks x tiles x (16 channels x 16 pairs). Their sums over positions are added to `bias`.
 AVX512 void pack_columns(const Layer &layer, const Shape &shape, const uint16_t *from, int64_t channel, int64_t tiles,
-                         int64_t tile, int64_t row, uint16_t *into, float *bias) {
-    const __mmask16 used = row == 2 * TILE ? 0xffff : static_cast<__mmask16>((1u << row / 2) - 1);
+                         int64_t tile, uint16_t *into, float *bias) {
     const int64_t positions = layer.out_height * shape.pairs, left = layer.out_channels - channel;
     const uint16_t *base = from + channel;
     __m512 sum = _mm512_setzero_ps();
@@ -125,7 +124,7 @@ AVX512 void pack_columns(const Layer &layer, const Shape &shape, const uint16_t 
         }
         transpose(rows);
         for (int k = 0; k < TILE; k++)
-            _mm512_mask_storeu_epi32(into + ((block * tiles + tile) * TILE + k) * row, used, rows[k]);
+            _mm512_storeu_si512(into + ((block * tiles + tile) * TILE + k) * 2 * TILE, rows[k]);
     }
     if (bias) {
         const __mmask16 mask = left >= TILE ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
@@ -137,7 +136,7 @@ AVX512 void pack_columns(const Layer &layer, const Shape &shape, const uint16_t 
 void pack_gradient(const Layer &layer, const Shape &shape, const uint16_t *from, uint16_t *into, float *bias) {
     const int64_t tiles = shape.out_channels / TILE;
     for (int64_t tile = 0; tile < tiles; tile++)
-        pack_columns(layer, shape, from, tile * TILE, tiles, tile, 2 * TILE, into, bias);
+        pack_columns(layer, shape, from, tile * TILE, tiles, tile, into, bias);
 }
 
 // One column of one input line, 16 channels from `channel` on; zero in the padding.
