@@ -63,6 +63,7 @@ def settings(arm: str, epsilon: float, number: int) -> dict[str, Any]:
 def measure(options: argparse.Namespace, arm: str, epsilon: float, number: int) -> dict[str, Any]:
     """One run from nothing, and what its release is worth."""
     data = fetch_all(argparse.Namespace(public=True))
+    real, embedder = real_features(data, IMAGES), load_embedder(MEASURED_BY)  # before the run: the model may be missing
     folder = SCRATCH / f"selection-{arm}-{epsilon:g}-{number}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -80,9 +81,8 @@ def measure(options: argparse.Namespace, arm: str, epsilon: float, number: int) 
     )
     seconds = time.monotonic() - began
     release = folder / "release"
-    features = load_embedder(MEASURED_BY).embed_images(read_folder(release)[0])
     return {
-        "frechet": frechet_distance(real_features(data, IMAGES), features).distance,
+        "frechet": frechet_distance(real, embedder.embed_images(read_folder(release)[0])).distance,
         "cnn": evaluate(release, data / "test", "cnn").accuracy,
         "epsilon": json.loads((release / "privacy.json").read_text())["epsilon"],
         "seconds": round(seconds, 1),

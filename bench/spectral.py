@@ -195,6 +195,8 @@ def private_run(method: str, epsilon: str, number: int, name: str = "", **change
     """A whole run of the product, from two folders to a release; one that was cut off begins again, as it is timed."""
     torch.manual_seed(number)
     folder, place = portraits(), _place(method, epsilon, number, name)
+    for embedder in NETWORKS:
+        _unseen(embedder)  # before the run: a model that is missing is noticed now
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     _move_home(number, empty=method == "ours" and epsilon == "10" and not name)

@@ -27,7 +27,10 @@ from tests.privacy.gradients.reference import distance, gradients, loop, norm_of
 
 FLAT = Clipping(0.3, "flat")
 Losses = Callable[[slice], Tensor]
-SETTINGS = [("fp32", "off"), *(("bf16", name) for name in kernels.LEVELS[: kernels.level() + 1])]
+SETTINGS = [
+    *(("fp32", name) for name in ("off", "avx2", "avx512")[: kernels.level("fp32") + 1]),
+    *(("bf16", name) for name in ("off", "avx512", "amx")[: kernels.level() + 1]),
+]
 """Precision, and the value of SFUMATO_KERNELS."""
 
 
@@ -487,24 +490,28 @@ def test_records_are_grouped_only_where_the_plan_left_room(monkeypatch: pytest.M
 
 def test_the_explanation_says_how_each_layer_is_treated(monkeypatch: pytest.MonkeyPatch) -> None:
     model, losses = model_and_losses("tokens", 6, 0)
-    plans = ClippedGradients(model, FLAT, rows=2).explain(lambda: losses(slice(None)), 3)
-    assert {plan.name: plan.way for plan in plans} == {
-        "tokens": "ghost" if 14**2 < 8 * 4 else "instantiate",
-        "learned": "torch.func",
-        "norm": "instantiate",
-        "adapted.down": "instantiate",
-        "adapted.up": "instantiate",
-        "scale": "instantiate",
-        "head": "instantiate",
-    }
-    assert {plan.name: plan.parameters for plan in plans}["learned"] == 57
+    for value, way in (("off", "instantiate"), ("amx", "compiled" if kernels.level("fp32") else "instantiate")):
+        monkeypatch.setenv("SFUMATO_KERNELS", value)
+        plans = ClippedGradients(model, FLAT, rows=2).explain(lambda: losses(slice(None)), 3)
+        assert {plan.name: plan.way for plan in plans} == {
+            "tokens": "ghost" if 14**2 < 8 * 4 else "instantiate",
+            "learned": "torch.func",
+            "norm": "instantiate",
+            "adapted.down": way,
+            "adapted.up": way,
+            "scale": "instantiate",
+            "head": way,
+        }
+        assert {plan.name: plan.parameters for plan in plans}["learned"] == 57
     wide, tokens = GPT(40, TransformerShape(64, 1, 2, 64)), torch.randint(40, (2, 64))
-    for length, way in ((9, "ghost"), (60, "instantiate")):
+    compiled = "compiled linear" if kernels.level("fp32") else "ghost"
+    monkeypatch.setattr(engine, "_SMALL", 0)
+    for length, way in ((3, "ghost"), (9, compiled), (60, "instantiate")):
         part = tokens[:, :length]
         sums = ClippedGradients(wide, FLAT, rows=1)
         ways = {plan.name: plan for plan in sums.explain(lambda part=part: wide.losses(part), 2)}
         assert ways["blocks.0.expand"].way == way
-        assert (ways["blocks.0.expand"].ghost < ways["blocks.0.expand"].instantiate) == (way == "ghost")
+        assert (ways["blocks.0.expand"].ghost < ways["blocks.0.expand"].instantiate) == (way != "instantiate")
         assert float(sums.total.norm()) == 0
     if not kernels.level():
         return
@@ -569,7 +576,7 @@ print(peak() - passes, 16 * 4 * len(sums.total) >> 20)
 @pytest.mark.parametrize(
     ("precision", "length", "way"),
     [
-        ("fp32", 12, "ghost"),
+        ("fp32", 12, "compiled linear" if kernels.level("fp32") else "ghost"),
         ("fp32", 72, "instantiate"),
         ("bf16", 12, "compiled linear" if kernels.level() else "ghost"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,6 +20,20 @@ from sfumato.privacy.gradients.kernels import Convolution, Linear
 LEVELS = range(1, kernels.level() + 1)
 levels = pytest.mark.parametrize("level", LEVELS)
 GUARD = 1024
+
+
+class Kind(NamedTuple):
+    """Of the operands of a linear layer, and the level of its kernels."""
+
+    dtype: torch.dtype
+    level: int
+
+
+KINDS = [
+    *(Kind(torch.bfloat16, level) for level in LEVELS),
+    *(Kind(torch.float32, level) for level in range(1, kernels.level("fp32") + 1)),
+]
+kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
 class Guarded(kernels.Scratch):
@@ -42,18 +57,21 @@ def test_the_library_is_there_where_the_processor_can_run_it() -> None:
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
     can = 2 if "amx_bf16" in flags else int("avx512_bf16" in flags)
     assert kernels.level() == can, "rebuild: pip install --no-deps -e ."
+    wide = {"avx512f", "avx512vl", "avx512dq"} <= set(flags)
+    assert kernels.level("fp32") == (1 + wide if {"avx2", "fma"} <= set(flags) else 0)
 
 
-@pytest.mark.parametrize(("value", "expected"), [("off", 0), ("avx512", 1), ("amx", 2), ("nonsense", 0)])
+@pytest.mark.parametrize(("value", "expected"), [("off", 0), ("avx2", 0), ("avx512", 1), ("amx", 2), ("nonsense", 0)])
 def test_the_level_can_be_lowered(value: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    best = kernels.level()
+    best, single = kernels.level(), kernels.level("fp32")
     monkeypatch.setenv("SFUMATO_KERNELS", value)
     assert kernels.level() == min(best, expected)
+    assert kernels.level("fp32") == min(single, {"avx2": 1, "avx512": 2, "amx": 2}.get(value, 0))
 
 
 def exact(layer: Convolution, rows: int) -> tuple[Tensor, Tensor]:
     """Gradients `(R, P, kh, kw, C)` and `(R, P)` in double precision, of the values that the kernels multiply."""
-    a = layer.activation.bfloat16().double().permute(0, 3, 1, 2)
+    a = layer.activation.to(layer.gradient.dtype).double().permute(0, 3, 1, 2)
     g = layer.gradient.double().permute(0, 3, 1, 2)
     found = []
     for record in range(len(a) // rows):
@@ -76,7 +94,7 @@ pairs = st.tuples
 odd = st.integers(1, 40)
 
 
-@levels
+@kinds
 @settings(max_examples=60, deadline=None)
 @given(
     records=st.integers(1, 3),
@@ -94,7 +112,7 @@ odd = st.integers(1, 40)
 @example(2, 1, (32, 64), (2, 2), (2, 2), (0, 0), (12, 12), True, True, 0)
 @example(1, 1, (33, 17), (1, 3), (3, 2), (2, 0), (7, 6), False, False, 0)
 def test_convolutions(
-    level: int,
+    kind: Kind,
     records: int,
     rows: int,
     channels: tuple[int, int],
@@ -111,18 +129,18 @@ def test_convolutions(
     height, width = (size + more for size, more in zip(kernel, extra, strict=True))
     out = [(size + 2 * p - k) // s + 1 for size, p, k, s in zip((height, width), padding, kernel, stride, strict=True)]
     activation = torch.randn(records * rows, height, width, inputs)
-    gradient = torch.randn(records * rows, *out, outputs).bfloat16()
+    gradient = torch.randn(records * rows, *out, outputs).to(kind.dtype)
     size = outputs * inputs * kernel[0] * kernel[1]
     weight_at, bias_at = 3, 3 + size + 2 if bias else -1
     layer = Convolution(
-        activation if single else activation.bfloat16(), gradient, weight_at, bias_at, kernel, stride, padding
+        activation if single else activation.to(kind.dtype), gradient, weight_at, bias_at, kernel, stride, padding
     )
     weight, sums = exact(layer, rows)
     start = torch.randn(weight_at + size + 2 + outputs + 5, dtype=torch.float64)
     for record in range(records):
         total = start.clone()
         usable = torch.arange(records) == record
-        assert torch.equal(clipped([layer], usable, total, level, rows), usable.double())
+        assert torch.equal(clipped([layer], usable, total, kind.level, rows), usable.double())
         added = total - start
         assert (added[3 : 3 + size].view_as(weight[record]) - weight[record]).norm() <= 1e-5 * weight[record].norm()
         if bias:
@@ -135,21 +153,21 @@ def test_convolutions(
         assert torch.equal(total[~mine], start[~mine])  # nothing beside its own place
 
 
-def a_pair_of_layers(records: int) -> tuple[list[Convolution], int]:
+def a_pair_of_layers(records: int, dtype: torch.dtype) -> tuple[list[Convolution], int]:
     torch.manual_seed(0)
     first = Convolution(
-        torch.randn(2 * records, 5, 6, 7), torch.randn(2 * records, 5, 6, 9).bfloat16(), 0, 567, (3, 3), (1, 1), (1, 1)
+        torch.randn(2 * records, 5, 6, 7), torch.randn(2 * records, 5, 6, 9).to(dtype), 0, 567, (3, 3), (1, 1), (1, 1)
     )
     second = Convolution(
-        torch.randn(2 * records, 1, 3, 20).bfloat16(), torch.randn(2 * records, 1, 3, 33).bfloat16(), 576, -1
+        torch.randn(2 * records, 1, 3, 20).to(dtype), torch.randn(2 * records, 1, 3, 33).to(dtype), 576, -1
     )
     return [first, second], 576 + 660 + 4
 
 
-@levels
+@kinds
 @pytest.mark.parametrize("gamma", [-1.0, 0.01])
-def test_clipping_takes_all_layers_together(level: int, gamma: float) -> None:
-    layers, length = a_pair_of_layers(3)
+def test_clipping_takes_all_layers_together(kind: Kind, gamma: float) -> None:
+    layers, length = a_pair_of_layers(3, kind.dtype)
     parts = [exact(layer, 2) for layer in layers]
     apart = torch.tensor([0.0, 1e4, 2.5e3], dtype=torch.float64)
     norms = (
@@ -160,7 +178,7 @@ def test_clipping_takes_all_layers_together(level: int, gamma: float) -> None:
     ).sqrt()
     for clip in (0.5, 1e3):
         total = torch.zeros(length, dtype=torch.float64)
-        weights = clipped(layers, torch.ones(3) > 0, total, level, 2, clip_norm=clip, gamma=gamma, squares=apart)
+        weights = clipped(layers, torch.ones(3) > 0, total, kind.level, 2, clip_norm=clip, gamma=gamma, squares=apart)
         expected = clip / (norms + gamma) if gamma > 0 else clip / norms.clamp(min=clip)
         assert torch.allclose(weights, expected, rtol=1e-6)
         assert (weights * norms <= clip * (1 + 1e-7)).all()
@@ -168,21 +186,21 @@ def test_clipping_takes_all_layers_together(level: int, gamma: float) -> None:
         assert torch.allclose(total[:567], right, rtol=1e-5, atol=1e-5 * float(right.abs().max()))
 
 
-@levels
+@kinds
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
 @pytest.mark.parametrize("where", ["activation", "gradient", "squares"])
-def test_a_broken_record_is_skipped(level: int, bad: float, where: str) -> None:
-    layers, length = a_pair_of_layers(4)
+def test_a_broken_record_is_skipped(kind: Kind, bad: float, where: str) -> None:
+    layers, length = a_pair_of_layers(4, kind.dtype)
     squares = torch.zeros(4, dtype=torch.float64)
     kept = torch.tensor([True, True, False, True])
     expected, total = torch.zeros(2, length, dtype=torch.float64)
-    clipped(layers, kept, expected, level, 2, clip_norm=1.0, squares=squares)
+    clipped(layers, kept, expected, kind.level, 2, clip_norm=1.0, squares=squares)
     if where == "squares":
         squares[2] = bad if bad != 3e38 else math.inf
     else:
         for layer in layers:
             getattr(layer, where)[5] = bad
-    weights = clipped(layers, torch.ones(4) > 0, total, level, 2, clip_norm=1.0, squares=squares)
+    weights = clipped(layers, torch.ones(4) > 0, total, kind.level, 2, clip_norm=1.0, squares=squares)
     assert weights[2] == 0 or bad == 3e38
     if weights[2] == 0:
         assert torch.equal(total, expected)
@@ -190,46 +208,46 @@ def test_a_broken_record_is_skipped(level: int, bad: float, where: str) -> None:
     assert float((total - expected).norm()) <= 1
 
 
-@levels
-def test_scratch_may_hold_anything(level: int) -> None:
+@kinds
+def test_scratch_may_hold_anything(kind: Kind) -> None:
     """The same memory serves one chunk after another; a broken record must leave nothing in it."""
-    layers, length = a_pair_of_layers(2)
+    layers, length = a_pair_of_layers(2, kind.dtype)
     broken = [layer._replace(gradient=torch.full_like(layer.gradient, math.nan)) for layer in layers]
     scratch, totals = kernels.Scratch(), torch.zeros(2, length, dtype=torch.float64)
-    options = {"at_level": level, "rows": 2, "clip_norm": 1.0, "gamma": -1.0, "squares": torch.zeros(2).double()}
+    options = {"at_level": kind.level, "rows": 2, "clip_norm": 1.0, "gamma": -1.0, "squares": torch.zeros(2).double()}
     for total in totals:
         kernels.add_clipped(layers, torch.ones(2) > 0, total, scratch, **options)  # type: ignore[arg-type]
         kernels.add_clipped(broken, torch.ones(2) > 0, torch.zeros(length).double(), scratch, **options)  # type: ignore[arg-type]
     assert torch.equal(*totals)
     assert totals.isfinite().all()
-    lines = line(torch.randn(3, 21, 20), torch.randn(3, 21, 33))
+    lines = line(torch.randn(3, 21, 20), torch.randn(3, 21, 33), dtype=kind.dtype)
     nothing = lines._replace(gradient=torch.full_like(lines.gradient, math.nan))
     found = []
     for _ in range(2):
         for gram in (True, False):
             total, weights = torch.zeros(694, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-            squares = lines.squares(gram, scratch, level)
-            lines.add(weights, total, scratch, level)
+            squares = lines.squares(gram, scratch, kind.level)
+            lines.add(weights, total, scratch, kind.level)
             found.append(torch.cat((total, squares)) if gram else total)
-            assert nothing.squares(gram, scratch, level).isnan().all()
-            nothing.add(weights, torch.zeros_like(total), scratch, level)
+            assert nothing.squares(gram, scratch, kind.level).isnan().all()
+            nothing.add(weights, torch.zeros_like(total), scratch, kind.level)
     assert torch.equal(found[0], found[2])
     assert torch.equal(found[1], found[3])
 
 
-@levels
-def test_no_records(level: int) -> None:
-    layers, length = a_pair_of_layers(0)
+@kinds
+def test_no_records(kind: Kind) -> None:
+    layers, length = a_pair_of_layers(0, kind.dtype)
     total = torch.zeros(length, dtype=torch.float64)
-    assert len(clipped(layers, torch.zeros(0) > 0, total, level, 2)) == 0
-    empty = line(torch.randn(0, 4, 3), torch.randn(0, 4, 5))
-    assert len(empty.squares(True, Guarded(), level)) == 0
+    assert len(clipped(layers, torch.zeros(0) > 0, total, kind.level, 2)) == 0
+    empty = line(torch.randn(0, 4, 3), torch.randn(0, 4, 5), dtype=kind.dtype)
+    assert len(empty.squares(True, Guarded(), kind.level)) == 0
     assert not total.any()
 
 
-def line(activation: Tensor, gradient: Tensor, bias: bool = True) -> Linear:
+def line(activation: Tensor, gradient: Tensor, bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> Linear:
     size = activation.shape[2] * gradient.shape[2]
-    return Linear(activation.contiguous(), gradient.bfloat16().contiguous(), 1, 1 + size if bias else -1)
+    return Linear(activation.contiguous(), gradient.to(dtype).contiguous(), 1, 1 + size if bias else -1)
 
 
 def added(layer: Linear, weights: Tensor, level: int, grouped: bool = False) -> Tensor:
@@ -252,7 +270,7 @@ def added(layer: Linear, weights: Tensor, level: int, grouped: bool = False) -> 
 
 def flat(layer: Linear) -> Tensor:
     """`(R, p d + p)`, or without a bias `(R, p d)`, in double precision."""
-    a, g = layer.activation.bfloat16().double(), layer.gradient.double()
+    a, g = layer.activation.to(layer.gradient.dtype).double(), layer.gradient.double()
     weight = (g.transpose(1, 2) @ a).flatten(1)
     return torch.cat((weight, g.sum(1)), 1) if layer.bias_at >= 0 else weight
 
@@ -264,7 +282,7 @@ def squares_of(layer: Linear, gram: bool, level: int) -> Tensor:
     return found
 
 
-@levels
+@kinds
 @settings(max_examples=60, deadline=None)
 @given(
     records=st.integers(1, 11),
@@ -280,7 +298,7 @@ def squares_of(layer: Linear, gram: bool, level: int) -> Tensor:
 @example(9, 1, (64, 32), False, True, True, True, 0)
 @example(2, 17, (48, 16), False, True, True, True, 0)
 def test_linear_layers(
-    level: int,
+    kind: Kind,
     records: int,
     positions: int,
     widths: tuple[int, int],
@@ -292,14 +310,15 @@ def test_linear_layers(
 ) -> None:
     torch.manual_seed(seed)
     a = torch.randn(records, positions, widths[0])
-    layer = line(a if single else a.bfloat16(), torch.randn(records, positions, widths[1]), bias)
-    expected, squares = flat(layer), squares_of(layer, gram, level)
+    a = a if single or kind.dtype == torch.float32 else a.bfloat16()
+    layer = line(a, torch.randn(records, positions, widths[1]), bias, kind.dtype)
+    expected, squares = flat(layer), squares_of(layer, gram, kind.level)
     norms = expected.norm(dim=1)
-    sizes = (layer.activation.bfloat16().double().norm(dim=2) * layer.gradient.double().norm(dim=2)).sum(1)
+    sizes = (layer.activation.to(kind.dtype).double().norm(dim=2) * layer.gradient.double().norm(dim=2)).sum(1)
     assert (squares.sqrt() >= norms * (1 - 1e-5 * sizes / norms)).all()
     assert (squares.sqrt() <= 1.01 * norms + 1e-5 * sizes).all()
     weights = torch.rand(records, dtype=torch.float64) + 0.1
-    found, right = added(layer, weights, level, grouped), weights @ expected
+    found, right = added(layer, weights, kind.level, grouped), weights @ expected
     if not grouped:
         assert (found - right).norm() <= 1e-5 * (weights * sizes).sum()
         return
@@ -307,33 +326,33 @@ def test_linear_layers(
     assert found.norm() <= (weights * squares.sqrt()).sum() * (1 + 1e-5)
     eight = torch.ones(records, dtype=torch.float64) - 2.0**-7  # as 8 bits hold it, rounding down is none
     sizes = sizes + layer.gradient.double().norm(dim=2).sum(1)  # the bias is added with the weights as they are
-    assert (added(layer, eight * (1 + 2.0**-20), level, True) - eight @ expected).norm() <= 1e-5 * sizes.sum()
+    assert (added(layer, eight * (1 + 2.0**-20), kind.level, True) - eight @ expected).norm() <= 1e-5 * sizes.sum()
 
 
-@levels
+@kinds
 @pytest.mark.parametrize("grouped", [False, True])
-def test_sums_are_added_to_what_is_there(level: int, grouped: bool) -> None:
+def test_sums_are_added_to_what_is_there(kind: Kind, grouped: bool) -> None:
     torch.manual_seed(0)
-    layer = line(torch.randn(11, 9, 50), torch.randn(11, 9, 35))
+    layer = line(torch.randn(11, 9, 50), torch.randn(11, 9, 35), dtype=kind.dtype)
     start, weights = torch.randn(1 + 50 * 35 + 35, dtype=torch.float64), torch.rand(11, dtype=torch.float64)
     total = start.clone()
-    layer.add(weights, total, Guarded(), level, grouped)
-    assert torch.allclose(total[1:] - start[1:], added(layer, weights, level, grouped), rtol=0, atol=1e-12)
-    nobody = added(layer, torch.zeros(11, dtype=torch.float64), level, grouped)
+    layer.add(weights, total, Guarded(), kind.level, grouped)
+    assert torch.allclose(total[1:] - start[1:], added(layer, weights, kind.level, grouped), rtol=0, atol=1e-12)
+    nobody = added(layer, torch.zeros(11, dtype=torch.float64), kind.level, grouped)
     assert not nobody.any()
 
 
-@levels
-def test_half_trained_linear_layers(level: int) -> None:
+@kinds
+def test_half_trained_linear_layers(kind: Kind) -> None:
     torch.manual_seed(0)
-    layer = line(torch.randn(3, 5, 20), torch.randn(3, 5, 33))
+    layer = line(torch.randn(3, 5, 20), torch.randn(3, 5, 33), dtype=kind.dtype)
     expected = flat(layer)
     only_bias = layer._replace(weight_at=-1, bias_at=0)
     total = torch.zeros(33, dtype=torch.float64)
-    only_bias.add(torch.ones(3, dtype=torch.float64), total, Guarded(), level)
+    only_bias.add(torch.ones(3, dtype=torch.float64), total, Guarded(), kind.level)
     assert total.any()
     assert torch.allclose(total, expected[:, 660:].sum(0), rtol=1e-5, atol=1e-5)
-    assert torch.allclose(squares_of(only_bias, True, level), expected[:, 660:].square().sum(1), rtol=1e-5)
+    assert torch.allclose(squares_of(only_bias, True, kind.level), expected[:, 660:].square().sum(1), rtol=1e-5)
 
 
 def attacks(positions: int, width: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -364,12 +383,13 @@ def attacks(positions: int, width: int) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-@levels
+@kinds
 @pytest.mark.parametrize("positions", [1, 2, 7, 15, 16, 17, 64, 256])
-def test_no_norm_is_below_what_is_added(level: int, positions: int) -> None:
+def test_no_norm_is_below_what_is_added(kind: Kind, positions: int) -> None:
     torch.manual_seed(positions)
     one = torch.ones(1, dtype=torch.float64)
-    room = 0.0 if level == 2 and positions <= 16 else 8 * 2.0**-24  # what a record of a group is charged for rounding
+    charged = 8 * 2.0**-24  # a record of a group, for rounding
+    room = 0.0 if kind == (torch.bfloat16, 2) and positions <= 16 else charged
     for name, (a, g) in attacks(positions, 40).items():
         for scale, back in (
             (1.0, 1.0),
@@ -382,53 +402,53 @@ def test_no_norm_is_below_what_is_added(level: int, positions: int) -> None:
             (1.0, 1e30),
         ):
             for bias in (False, True):
-                layer = line((a * scale).bfloat16(), g * back, bias)
+                layer = line((a * scale).to(kind.dtype), g * back, bias, kind.dtype)
                 for gram in (True, False):
-                    norm = float(squares_of(layer, gram, level).sqrt()) * (1 + 1e-9)
+                    norm = float(squares_of(layer, gram, kind.level).sqrt()) * (1 + 1e-9)
                     if math.isinf(norm) or math.isnan(norm):
                         continue  # not added
                     where = f"{name}, {scale}, {back}, {gram}"
-                    assert float(added(layer, one, level).norm()) <= norm, where
+                    assert float(added(layer, one, kind.level).norm()) <= norm, where
                     for weight in (1.0, 0.7, 1 / norm if norm > 1e-30 else 1.0):
-                        found = float(added(layer, one * weight, level, grouped=True).norm())
+                        found = float(added(layer, one * weight, kind.level, grouped=True).norm())
                         assert found <= weight * norm * (1 + room), where + f", weight {weight}"
                 if name == "ordinary" and scale == back == 1:
                     assert norm <= 1.01 * float(flat(layer).norm())
 
 
-@levels
+@kinds
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e38])
 @pytest.mark.parametrize("positions", [3, 40])
-def test_weight_zero_is_not_read(level: int, grouped: bool, bad: float, positions: int) -> None:
+def test_weight_zero_is_not_read(kind: Kind, grouped: bool, bad: float, positions: int) -> None:
     torch.manual_seed(0)
     a, g = torch.randn(11, positions, 50), torch.randn(11, positions, 35)
     weights = torch.rand(11, dtype=torch.float64)
     weights[4] = 0
-    expected = added(line(a, g), weights, level, grouped)
-    clean = squares_of(line(a, g), True, level)
+    expected = added(line(a, g, dtype=kind.dtype), weights, kind.level, grouped)
+    clean = squares_of(line(a, g, dtype=kind.dtype), True, kind.level)
     a[4], g[4] = bad, bad
-    assert torch.equal(added(line(a, g), weights, level, grouped), expected)
+    assert torch.equal(added(line(a, g, dtype=kind.dtype), weights, kind.level, grouped), expected)
     others = torch.arange(11) != 4
     for gram in (True, False):
-        squares = squares_of(line(a, g), gram, level)
+        squares = squares_of(line(a, g, dtype=kind.dtype), gram, kind.level)
         assert not squares[4] < 1e70
         assert not gram or torch.equal(squares[others], clean[others])
 
 
-@levels
+@kinds
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_record_does_not_move_another(level: int, grouped: bool) -> None:
+def test_a_record_does_not_move_another(kind: Kind, grouped: bool) -> None:
     """Weights that single out one record: the others' values do not reach a bit of it."""
     torch.manual_seed(0)
     a, g = torch.randn(11, 9, 50), torch.randn(11, 9, 35)
     for record in (0, 5, 10):
         weights = (torch.arange(11) == record).double()
-        before = added(line(a, g), weights, level, grouped)
+        before = added(line(a, g, dtype=kind.dtype), weights, kind.level, grouped)
         others = torch.arange(11) != record
         changed, back = a.clone(), g.clone()
         changed[others], back[others] = 1e3 * torch.randn(10, 9, 50), torch.randn(10, 9, 35)
-        assert torch.equal(added(line(changed, back), weights, level, grouped), before)
+        assert torch.equal(added(line(changed, back, dtype=kind.dtype), weights, kind.level, grouped), before)
 
 
 @levels
@@ -537,17 +557,23 @@ def test_a_level_that_the_kernels_do_not_know_is_an_error() -> None:
         kernels.norm_gradients(torch.zeros(1, 1, 9), torch.zeros(1, 1, 9), 1e-5, LEVELS[-1])
 
 
-@levels
-def test_threads_do_not_meet(level: int) -> None:
-    layers, length = a_pair_of_layers(6)
-    lines = line(torch.randn(6, 30, 64), torch.randn(6, 30, 96))
+@kinds
+def test_threads_do_not_meet(kind: Kind) -> None:
+    layers, length = a_pair_of_layers(6, kind.dtype)
+    lines = line(torch.randn(6, 30, 64), torch.randn(6, 30, 96), dtype=kind.dtype)
 
     def work(scratch: kernels.Scratch) -> Tensor:
         total = torch.zeros(length + 64 * 96 + 97, dtype=torch.float64)
-        options = {"at_level": level, "rows": 2, "clip_norm": 1.0, "gamma": 0.01, "squares": torch.zeros(6).double()}
+        options = {
+            "at_level": kind.level,
+            "rows": 2,
+            "clip_norm": 1.0,
+            "gamma": 0.01,
+            "squares": torch.zeros(6).double(),
+        }
         kernels.add_clipped(layers, torch.ones(6) > 0, total[:length], scratch, **options)  # type: ignore[arg-type]
-        weights = 1 / lines.squares(True, scratch, level).sqrt()
-        lines.add(weights, total[length:], scratch, level)
+        weights = 1 / lines.squares(True, scratch, kind.level).sqrt()
+        lines.add(weights, total[length:], scratch, kind.level)
         return total
 
     expected, found, barrier = work(kernels.Scratch()), [], threading.Barrier(2)

@@ -15,8 +15,8 @@ from sfumato.privacy.gradients.tape import Layer, Reading
 def as_convolution(layer: Layer, reading: Reading, places: Places) -> Convolution:
     """A convolution, or a linear layer as a 1x1 convolution on one line; without copies where it can be."""
     module, (activation, gradient) = layer.module, reading
-    if activation.dtype not in (torch.float32, torch.bfloat16):
-        activation = activation.bfloat16()
+    if activation.dtype not in (torch.float32, gradient.dtype):
+        activation = activation.to(gradient.dtype)
     weight_at, bias_at = (places.slices[key].start if key in places.slices else -1 for key in ("weight", "bias"))
     if isinstance(module, nn.Conv2d):
         activation, gradient = (x.permute(0, 2, 3, 1).contiguous() for x in (activation, gradient))
@@ -43,8 +43,8 @@ class CompiledLinear:
     ) -> None:
         self._scratch, self._level, self._grouped = scratch, level, grouped
         activation, gradient = reading
-        if activation.dtype not in (torch.float32, torch.bfloat16):
-            activation = activation.bfloat16()
+        if activation.dtype not in (torch.float32, gradient.dtype):
+            activation = activation.to(gradient.dtype)
         weight_at, bias_at = (places.slices[key].start if key in places.slices else -1 for key in ("weight", "bias"))
         self._linear = kernels.Linear(
             by_record(activation, rows).contiguous(), by_record(gradient, rows).contiguous(), weight_at, bias_at

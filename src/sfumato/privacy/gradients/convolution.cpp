@@ -4,20 +4,9 @@
 // precision. The norm is taken of exactly the values that are added. Plain C interface; `kernels.py` loads it, and
 // `layers.py` holds the same in PyTorch for machines without it.
 
-#include "tiles.hpp"
+#include "clipping.hpp"
 
 extern "C" {
-
-struct Task {
-    int64_t records, rows;  // rows of the batch that belong to one record
-    int64_t length;         // floats of one record's gradient; zero where no layer here has its place
-    const double *squares;  // squared norm that each record has in layers that are added elsewhere
-    const uint8_t *usable;  // records; others are skipped
-    double clip_norm, gamma;  // weight = clip_norm / (norm + gamma), or clip_norm / max(norm, clip_norm) if gamma < 0
-    double *weights;        // records; out
-    double *total;          // length; added to
-    float *scratch;         // scratch_floats() floats, 64-byte aligned
-};
 
 const char *sources();  // SHA-256 of the sources that this was built from
 int processor_level();
@@ -103,23 +92,6 @@ void instantiate(int level, const Layer &layer, int64_t record, int64_t rows, fl
         }
 }
 
-void add_records(int level, const Layer *layers, int count, const Task &task) {
-    float *gradient = task.scratch;
-    std::memset(gradient, 0, sizeof(float) * size_t(task.length));
-    auto *packed = reinterpret_cast<uint16_t *>(task.scratch + up(task.length, TILE));
-    for (int64_t record = 0; record < task.records; record++) {
-        task.weights[record] = 0;
-        if (!task.usable[record]) continue;
-        for (int i = 0; i < count; i++) instantiate(level, layers[i], record, task.rows, gradient, packed);
-        const double norm = std::sqrt(squared_norm(gradient, task.length) + task.squares[record]);
-        if (!std::isfinite(norm)) continue;  // weight zero would not do: zero times NaN is NaN
-        const double raised = norm * (1 + 1e-9);  // covers the rounding of squares, sum and root
-        task.weights[record] = task.gamma >= 0 ? task.clip_norm / (raised + task.gamma)
-                                               : task.clip_norm / (raised > task.clip_norm ? raised : task.clip_norm);
-        add_scaled(task.weights[record], gradient, task.total, task.length);
-    }
-}
-
 bool cpu_has(unsigned leaf, unsigned subleaf, char which, int bit) {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(leaf, subleaf, &a, &b, &c, &d)) return false;
@@ -153,7 +125,10 @@ int64_t scratch_floats(const Layer *layers, int count, const Task *task) {
 int clipped_sum(int level, const Layer *layers, int count, const Task *task) {
     if (level < 1) return 1;
     const Tiles tiles(level);
-    add_records(level, layers, count, *task);
+    const auto form = [&](const Layer &layer, int64_t record, float *gradient, float *scratch) {
+        instantiate(level, layer, record, task->rows, gradient, reinterpret_cast<uint16_t *>(scratch));
+    };
+    add_records(layers, count, *task, form, squared_norm, add_scaled);
     return 0;
 }
 

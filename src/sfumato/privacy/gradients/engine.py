@@ -26,7 +26,7 @@ from sfumato.privacy.gradients.total import Total
 _RAISED = 1 + 1e-9  # covers the rounding of squares, sums and roots in double precision
 _GAMMA = 0.01
 _SMALL = 2**18  # parameters whose gradient and sum stay in a core's cache
-
+_FEW = 8  # positions of a record from which on compiled linear layers pay in float32
 
 _REST = 1e-6
 _ERROR_PER_GROUPED = 2 * 1.01 * 8 * 2.0**-24  # at most eight records are added in float32, twice that for neighbours
@@ -140,7 +140,7 @@ class ClippedGradients:
         self._length = start
         self._groupable, self._added = int((slack - 2 * _REST) / _ERROR_PER_GROUPED), 0
         self.device = next(self._parameters())[1].device
-        self._level = kernels.level() if precision == "bf16" and self.device.type == "cpu" else 0
+        self._level = kernels.level(precision) if self.device.type == "cpu" else 0
         self._workspace, self._scratch = Workspace(), kernels.Scratch()
         self._examined = beside is not None
         self._beside = beside if self._length > _SMALL else None
@@ -260,18 +260,25 @@ class ClippedGradients:
                 return Instantiated(layer, reading, self.rows, places, self._workspace)
 
     def _way(self, layer: Layer, reading: Reading) -> str:
-        module = layer.module
-        if self._level and CompiledNorm.fits(layer):
+        module, way = layer.module, choose(layer.module, reading, self.rows).way
+        single = self.precision == "fp32"
+        if not self._level:
+            return way
+        if not single and CompiledNorm.fits(layer):
             return "compiled norm"
-        if self._level and isinstance(module, nn.Embedding):
+        if not single and isinstance(module, nn.Embedding):
             return "compiled embedding"
-        if self._level and reading.gradient.dtype == torch.bfloat16:
-            plain = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-            if plain and "weight" in layer.trained and self._length <= _SMALL:
-                return "compiled"
-            if isinstance(module, nn.Linear):
-                return "compiled linear"
-        return choose(module, reading, self.rows).way
+        if reading.gradient.dtype != (torch.float32 if single else torch.bfloat16):
+            return way
+        if isinstance(module, nn.Linear):
+            if single and reading.gradient[0].numel() * self.rows < _FEW * module.out_features:
+                return way
+            otherwise = "compiled linear" if not single or way == "ghost" else way
+        elif isinstance(module, nn.Conv2d) and module.groups == 1:
+            otherwise = way
+        else:
+            return way
+        return "compiled" if "weight" in layer.trained and self._length <= _SMALL else otherwise
 
     def explain(self, losses: Callable[[], Tensor], records: int) -> list[LayerPlan]:
         """How each layer is treated for batches of this shape; runs one pass and adds nothing."""

@@ -11,13 +11,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("_kernels.so")
-LEVELS = ("off", "avx512", "amx")
+LEVELS = ("off", "avx2", "avx512", "amx")
 """Values of the environment variable SFUMATO_KERNELS, which lowers what the processor offers."""
 
 
@@ -52,8 +52,9 @@ class Convolution(NamedTuple):
     """What the kernels need of one layer; a linear layer is a 1x1 convolution on one line of positions.
 
     Attributes:
-        activation: `(R rows, H, W, C)`, contiguous, bfloat16 or float32.
-        gradient: `(R rows, h, w, P)`, contiguous, bfloat16.
+        activation: `(R rows, H, W, C)`, contiguous, float32, or with a bfloat16 gradient bfloat16.
+        gradient: `(R rows, h, w, P)`, contiguous; its precision, the same for all layers, decides which kernels and
+            levels are meant.
         weight_at: place of the weight's gradient in a record's, in the order P, kernel, C.
         bias_at: place of the bias's gradient, or -1.
         kernel, stride, padding: (vertical, horizontal).
@@ -98,16 +99,20 @@ def _library() -> ctypes.CDLL | None:
         return None
     library.scratch_floats.restype = ctypes.c_int64
     library.linear_scratch_floats.restype = ctypes.c_int64
+    library.single_scratch_floats.restype = ctypes.c_int64
+    library.single_sum_scratch_floats.restype = ctypes.c_int64
     return library
 
 
-def level() -> int:
-    """What can be used here: 0 nothing, 1 AVX512-BF16, 2 AMX."""
+def level(precision: Literal["fp32", "bf16"] = "bf16") -> int:
+    """What can be used here: 0 nothing; in bfloat16 1 AVX512-BF16, 2 AMX; in float32 1 AVX2, 2 AVX512."""
     wanted = os.environ.get("SFUMATO_KERNELS", LEVELS[-1])
     library = _library()
     if library is None or wanted not in LEVELS:
         return 0
-    return min(int(library.processor_level()), LEVELS.index(wanted))
+    if precision == "fp32":
+        return min(int(library.single_level()), LEVELS.index(wanted))
+    return min(int(library.processor_level()), max(0, LEVELS.index(wanted) - 1))
 
 
 class Scratch:
@@ -162,8 +167,11 @@ def add_clipped(
         *(clip_norm, gamma, weights.data_ptr(), total.data_ptr(), None),
     )
     packed = (_Layer * len(layers))(*(layer._packed() for layer in layers))
-    task.scratch = scratch.pointer(library.scratch_floats(packed, len(layers), ctypes.byref(task)))
-    if library.clipped_sum(at_level, packed, len(layers), ctypes.byref(task)):
+    single = layers[0].gradient.dtype == torch.float32
+    size = library.single_sum_scratch_floats if single else library.scratch_floats
+    task.scratch = scratch.pointer(size(packed, len(layers), ctypes.byref(task)))
+    work = library.single_clipped_sum if single else library.clipped_sum
+    if work(at_level, packed, len(layers), ctypes.byref(task)):
         raise RuntimeError("the kernels were called on a processor that they do not support")
     return weights
 
@@ -172,8 +180,8 @@ class Linear(NamedTuple):
     """One linear layer of a chunk of R records, for `squares` and `add`.
 
     Attributes:
-        activation: `(R, positions, d)`, contiguous, bfloat16 or float32.
-        gradient: `(R, positions, p)`, contiguous, bfloat16.
+        activation: `(R, positions, d)`, contiguous, float32, or with a bfloat16 gradient bfloat16.
+        gradient: `(R, positions, p)`, contiguous; its precision decides which kernels and levels are meant.
         weight_at, bias_at: places in a record's gradient, or -1.
     """
 
@@ -182,21 +190,31 @@ class Linear(NamedTuple):
     weight_at: int
     bias_at: int
 
+    @property
+    def _single(self) -> bool:
+        return self.gradient.dtype == torch.float32
+
     def _call(self, function: str, scratch: Scratch, at_level: int, *arguments: object) -> None:
         library = _library()
         assert library is not None
         records, positions, _ = self.activation.shape
         flat = Convolution(self.activation[:, None], self.gradient[:, None], self.weight_at, self.bias_at)
         layer, sizes = flat._packed(), (ctypes.c_int64(records), ctypes.c_int64(positions))
-        memory = scratch.pointer(library.linear_scratch_floats(ctypes.byref(layer), *sizes))
+        kind = "single" if self._single else "linear"
+        memory = scratch.pointer(getattr(library, f"{kind}_scratch_floats")(ctypes.byref(layer), *sizes))
         pointers = (ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else value for value in arguments)
-        if getattr(library, function)(at_level, ctypes.byref(layer), *sizes, *pointers, ctypes.c_void_p(memory)):
+        if getattr(library, f"{kind}_{function}")(
+            at_level, ctypes.byref(layer), *sizes, *pointers, ctypes.c_void_p(memory)
+        ):
             raise RuntimeError("the kernels were called on a processor that they do not support")
 
     def squares(self, gram: bool, scratch: Scratch, at_level: int) -> Tensor:
-        """Squared norms of the gradients or upper bounds on them, `(R,)` float64; by Gram matrices if `gram`."""
+        """Squared norms of the gradients or upper bounds on them, `(R,)` float64.
+
+        By Gram matrices where `gram`, and in float32 always; where inputs cancel from the gradient itself.
+        """
         found = torch.zeros(len(self.activation), dtype=torch.float64)
-        self._call("linear_squares", scratch, at_level, int(gram), found)
+        self._call("squares", scratch, at_level, *(() if self._single else (int(gram),)), found)
         return found
 
     def add(
@@ -210,12 +228,13 @@ class Linear(NamedTuple):
     ) -> None:
         """Adds the gradients times `weights`, `(R,)` float64, to `total` float64; weight 0 is not read.
 
-        `grouped` allows to add up at most eight records in float32 before they join the total, with weights rounded
-        down to float32, or to 8 bits where there are at most 16 positions; `overwrite` takes what is in `total` for
-        zero.
+        `grouped` allows to add up at most eight records of bfloat16 in float32 before they join the total, with weights
+        rounded down to float32, or to 8 bits where there are at most 16 positions; `overwrite` takes what is in `total`
+        for zero.
         """
         weights = weights.contiguous()
-        self._call("linear_add", scratch, at_level, int(grouped), int(overwrite), weights, total)
+        options = (int(overwrite),) if self._single else (int(grouped), int(overwrite))
+        self._call("add", scratch, at_level, *options, weights, total)
 
 
 def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -> Tensor:

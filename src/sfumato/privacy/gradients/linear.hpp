@@ -1,17 +1,13 @@
-// What both passes over linear layers of large networks share: how a record's operands are packed and multiplied.
-//
-// A panel is a square of 2 x 2 tiles of the weight's gradient: 32 output channels by 32 input channels.
+// What both passes over linear layers of large networks share: how a record's operands are packed and multiplied. A
+// panel is 2 x 2 tiles.
 
 #pragma once
 
-#include "tiles.hpp"
+#include "panels.hpp"
 
 #ifdef SFUMATO_KERNELS
 
 namespace {
-
-constexpr int PANEL = 2 * TILE;
-constexpr int64_t ABREAST = 4;  // panels that are packed together
 
 Layer line_of(const Layer &layer, int64_t positions) {  // one line that holds all positions of a record
     Layer line = layer;

@@ -5,7 +5,6 @@
 
 #include "linear.hpp"
 
-#include <algorithm>
 #include <vector>
 
 extern "C" {
@@ -21,20 +20,6 @@ int linear_add(int level, const Layer *layer, int64_t records, int64_t positions
 namespace {
 
 constexpr int GROUP = 4;  // records whose tiles are added together
-constexpr int64_t CACHE = 1 << 20;  // bytes of packed operands that stay in a core's second cache
-
-// A panel of the sum: its first number, how much of it there is, and the panel after it.
-struct Part {
-    double *place;
-    int64_t height, width;
-    const double *next;
-
-    // Asks memory for the next panel, a part of it with each of `count` steps.
-    void look_ahead(int64_t step, int64_t count, int64_t stride) const {
-        for (int64_t row = step * PANEL / count; next && row < (step + 1) * PANEL / count; row++)
-            for (int64_t x = 0; x < PANEL; x += 8) _mm_prefetch(next + row * stride + x, _MM_HINT_T1);
-    }
-};
 
 // The panel += sum over the group of weight x tile, or = if it is the first. `SINGLE`: the group's sum is float32.
 template <int COUNT, bool SINGLE, bool WHOLE>
@@ -117,58 +102,6 @@ AVX512 float single_of(double weight, int bits) {
     return result;
 }
 
-// Both operands of a layer for `count` records, `each` numbers of bfloat16 a record and panel.
-template <typename PackA, typename PackB> struct Operands {
-    const Layer &line;
-    int64_t count, each;
-    PackA pack_a;  // (record, panel, into)
-    PackB pack_b;
-
-    int64_t size() const { return count * each; }  // of a panel
-
-    // Packs `panels` panels from `first` on. Those of a record follow each other, because memory is slow to hand out
-    // single cache lines of long rows.
-    void pack(bool rows, int64_t first, int64_t panels, uint16_t *into) const {
-        for (int64_t n = 0; n < count; n++)
-            for (int64_t k = 0; k < panels; k++) {
-                uint16_t *place = into + k * size() + n * each;
-                rows ? pack_a(n, first + k, place) : pack_b(n, first + k, place);
-            }
-    }
-};
-
-// Calls `add(part, a, b)` for every panel of the sum with both operands packed. As many panels of the smaller operand
-// as fit into a core's second cache stay there; those of the larger one go by.
-template <typename PackA, typename PackB, typename Add>
-void by_panels(const Operands<PackA, PackB> &operands, double *total, float *scratch, Add add) {
-    const Layer &line = operands.line;
-    const int64_t size = operands.size();
-    const int64_t columns = up(line.channels, PANEL) / PANEL, lines = up(line.out_channels, PANEL) / PANEL;
-    const bool rows_stay = lines < columns;
-    const int64_t staying = rows_stay ? lines : columns, passing = rows_stay ? columns : lines;
-    const int64_t room = std::max<int64_t>(1, CACHE / (2 * size)), together = std::min(room, staying);
-    auto *held = reinterpret_cast<uint16_t *>(scratch), *other = held + together * size;
-    for (int64_t begin = 0; begin < staying; begin += together) {
-        const int64_t end = std::min(begin + together, staying);
-        for (int64_t n = begin; n < end; n += ABREAST)
-            operands.pack(rows_stay, n, std::min(ABREAST, end - n), held + (n - begin) * size);
-        for (int64_t m = 0; m < passing; m += ABREAST) {
-            const int64_t abreast = std::min(ABREAST, passing - m);
-            operands.pack(!rows_stay, m, abreast, other);
-            for (int64_t k = 0; k < abreast; k++)
-                for (int64_t n = begin; n < end; n++) {
-                    const int64_t i = (rows_stay ? n : m + k) * PANEL, j = (rows_stay ? m + k : n) * PANEL;
-                    const int64_t height = line.out_channels - i, width = line.channels - j;
-                    double *place = total + line.weight_at + i * line.channels + j;
-                    const Part part{place, height < PANEL ? height : PANEL, width < PANEL ? width : PANEL,
-                                    n + 1 < end ? place + PANEL * (rows_stay ? line.channels : 1) : nullptr};
-                    const uint16_t *kept = held + (n - begin) * size, *passed = other + k * size;
-                    add(part, rows_stay ? kept : passed, rows_stay ? passed : kept);
-                }
-        }
-    }
-}
-
 // Adds records one by one in double precision, or in groups of four in float32: each record then costs one rounding of
 // its group's sum, and weights are rounded down to float32.
 void add_weight(int level, const Layer &line, int64_t records, bool grouped, bool overwrite, const double *weights,
@@ -198,8 +131,7 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
             if (waiting.count == GROUP || n + 1 == count) waiting.add(part, line.channels, overwrite && n < GROUP);
         }
     };
-    by_panels(Operands<decltype(pack_a), decltype(pack_b)>{line, count, cut.panel, pack_a, pack_b}, total, scratch,
-              add);
+    by_panels<uint16_t>(line, count, cut.panel, pack_a, pack_b, total, scratch, add);
 }
 
 // Activations of a record of at most 16 positions as right operands: in one tile, twice one under the other.
@@ -271,7 +203,7 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
             add_tiles<1, false>(tiles, &one, part, line.channels, overwrite && first == 0);
         }
     };
-    by_panels(Operands<decltype(pack_a), decltype(pack_b)>{line, count, panel, pack_a, pack_b}, total, scratch, add);
+    by_panels<uint16_t>(line, count, panel, pack_a, pack_b, total, scratch, add);
 }
 
 }  // namespace

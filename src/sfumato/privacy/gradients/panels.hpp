@@ -1,0 +1,86 @@
+// The clipped sum of a linear layer, panel by panel: which operands are packed when, and what waits in which cache.
+//
+// A panel is a square of 32 output channels by 32 input channels of the weight's gradient.
+
+#pragma once
+
+#include "tiles.hpp"
+
+#ifdef SFUMATO_KERNELS
+
+#include <algorithm>
+
+namespace {
+
+constexpr int PANEL = 2 * TILE;
+constexpr int64_t ABREAST = 4;      // panels that are packed together
+constexpr int64_t CACHE = 1 << 20;  // bytes of packed operands that stay in a core's second cache
+
+// A panel of the sum: its first number, how much of it there is, and the panel after it.
+struct Part {
+    double *place;
+    int64_t height, width;
+    const double *next;
+
+    // Asks memory for the next panel, a part of it with each of `count` steps.
+    void look_ahead(int64_t step, int64_t count, int64_t stride) const {
+        for (int64_t row = step * PANEL / count; next && row < (step + 1) * PANEL / count; row++)
+            for (int64_t x = 0; x < PANEL; x += 8) _mm_prefetch(next + row * stride + x, _MM_HINT_T1);
+    }
+};
+
+// Both operands for `count` records, `each` numbers a record and panel.
+template <typename Number, typename PackA, typename PackB> struct Operands {
+    int64_t count, each;
+    PackA pack_a;  // (record, panel, into)
+    PackB pack_b;
+
+    int64_t size() const { return count * each; }  // of a panel
+
+    // Packs `panels` panels from `first` on. Those of a record follow each other, because memory is slow to hand out
+    // single cache lines of long rows.
+    void pack(bool rows, int64_t first, int64_t panels, Number *into) const {
+        for (int64_t n = 0; n < count; n++)
+            for (int64_t k = 0; k < panels; k++) {
+                Number *place = into + k * size() + n * each;
+                rows ? pack_a(n, first + k, place) : pack_b(n, first + k, place);
+            }
+    }
+};
+
+// Calls `add(part, a, b)` for every panel of the sum with both operands packed, for `count` records. As many panels of the smaller operand
+// as fit into a core's second cache stay there; those of the larger one go by.
+template <typename Number, typename PackA, typename PackB, typename Add>
+void by_panels(const Layer &line, int64_t count, int64_t each, PackA pack_a, PackB pack_b, double *total,
+               float *scratch, Add add) {
+    const Operands<Number, PackA, PackB> operands{count, each, pack_a, pack_b};
+    const int64_t size = operands.size();
+    const int64_t columns = up(line.channels, PANEL) / PANEL, lines = up(line.out_channels, PANEL) / PANEL;
+    const bool rows_stay = lines < columns;
+    const int64_t staying = rows_stay ? lines : columns, passing = rows_stay ? columns : lines;
+    const int64_t room = std::max<int64_t>(1, CACHE / (size * int64_t(sizeof(Number)))), together = std::min(room, staying);
+    auto *held = reinterpret_cast<Number *>(scratch), *other = held + together * size;
+    for (int64_t begin = 0; begin < staying; begin += together) {
+        const int64_t end = std::min(begin + together, staying);
+        for (int64_t n = begin; n < end; n += ABREAST)
+            operands.pack(rows_stay, n, std::min(ABREAST, end - n), held + (n - begin) * size);
+        for (int64_t m = 0; m < passing; m += ABREAST) {
+            const int64_t abreast = std::min(ABREAST, passing - m);
+            operands.pack(!rows_stay, m, abreast, other);
+            for (int64_t k = 0; k < abreast; k++)
+                for (int64_t n = begin; n < end; n++) {
+                    const int64_t i = (rows_stay ? n : m + k) * PANEL, j = (rows_stay ? m + k : n) * PANEL;
+                    const int64_t height = line.out_channels - i, width = line.channels - j;
+                    double *place = total + line.weight_at + i * line.channels + j;
+                    const Part part{place, height < PANEL ? height : PANEL, width < PANEL ? width : PANEL,
+                                    n + 1 < end ? place + PANEL * (rows_stay ? line.channels : 1) : nullptr};
+                    const Number *kept = held + (n - begin) * size, *passed = other + k * size;
+                    add(part, rows_stay ? kept : passed, rows_stay ? passed : kept);
+                }
+        }
+    }
+}
+
+}  // namespace
+
+#endif
