@@ -19,7 +19,9 @@ int linear_add(int level, const Layer *layer, int64_t records, int64_t positions
 
 namespace {
 
-constexpr int GROUP = 4;  // records whose tiles are added together
+constexpr int GROUP = 4;          // records whose tiles are added together
+constexpr int64_t ROWS = 4;      // rows of a panel that stay in registers
+constexpr int64_t TOGETHER = 8;  // records that are added up in float32 before they join the sum, at most
 
 // The panel += sum over the group of weight x tile, or = if it is the first. `SINGLE`: the group's sum is float32.
 template <int COUNT, bool SINGLE, bool WHOLE>
@@ -90,6 +92,45 @@ struct Waiting {
     }
 };
 
+// Rows `row` to `row + ROWS` of the panel += the sum of at most eight records' products times their weights, in float32, or =
+// if it is the first. Products are in registers, in the order of multiply_avx512 and hence with its bits.
+AVX512 void add_rows(const Cut &cut, const uint16_t *a, const uint16_t *b, const double *weights, int64_t count,
+                     int64_t row, const Part &part, int64_t stride, bool first) {
+    __m512 group[ROWS][2];
+    for (auto &pair : group) pair[0] = pair[1] = _mm512_setzero_ps();
+    for (int64_t n = 0; n < count; n++, a += cut.panel, b += cut.panel) {
+        __m512 sum[ROWS][2];
+        for (auto &pair : sum) pair[0] = pair[1] = _mm512_setzero_ps();
+        for (int64_t block = 0; block < cut.blocks; block++) {
+            const uint16_t *tile = a + (2 * block + row / TILE) * cut.tile + row % TILE * cut.row;
+            const auto *left = reinterpret_cast<const int32_t *>(tile);
+            const uint16_t *right = b + block * cut.tile, *other = right + cut.blocks * cut.tile;
+            for (int64_t k = 0; k < cut.pairs; k++, right += 2 * TILE, other += 2 * TILE) {
+                const auto one = (__m512bh)_mm512_load_si512(right), two = (__m512bh)_mm512_load_si512(other);
+                for (int r = 0; r < ROWS; r++) {
+                    const auto both = (__m512bh)_mm512_set1_epi32(left[r * cut.pairs + k]);
+                    sum[r][0] = _mm512_dpbf16_ps(sum[r][0], both, one);
+                    sum[r][1] = _mm512_dpbf16_ps(sum[r][1], both, two);
+                }
+            }
+        }
+        const __m512 weight = _mm512_set1_ps(float(weights[n]));
+        for (int r = 0; r < ROWS; r++)
+            for (int half = 0; half < 2; half++) group[r][half] = _mm512_fmadd_ps(weight, sum[r][half], group[r][half]);
+    }
+    for (int r = 0; r < ROWS && row + r < part.height; r++)
+        for (int quarter = 0; quarter < 4; quarter++) {
+            const int64_t left = part.width - 8 * quarter;
+            const auto mask = static_cast<__mmask8>(left >= 8 ? 0xff : left > 0 ? (1u << left) - 1 : 0);
+            double *place = part.place + (row + r) * stride + 8 * quarter;
+            const __m512 wide = group[r][quarter / 2];
+            const __m512d value =
+                _mm512_cvtps_pd(quarter % 2 ? _mm512_extractf32x8_ps(wide, 1) : _mm512_castps512_ps256(wide));
+            _mm512_mask_storeu_pd(
+                place, mask, first ? value : _mm512_add_pd(_mm512_maskz_loadu_pd(mask, place), value));
+        }
+}
+
 // A weight in single precision, or the first 8 bits of it; never larger than it is.
 AVX512 float single_of(double weight, int bits) {
     constexpr int DOWN = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
@@ -102,8 +143,8 @@ AVX512 float single_of(double weight, int bits) {
     return result;
 }
 
-// Adds records one by one in double precision, or in groups of four in float32: each record then costs one rounding of
-// its group's sum, and weights are rounded down to float32.
+// Adds records one by one in double precision, or in groups in float32: each record then costs one rounding of its
+// group's sum, and weights are rounded down to float32.
 void add_weight(int level, const Layer &line, int64_t records, bool grouped, bool overwrite, const double *weights,
                 double *total, float *scratch) {
     const Shape shape(line);
@@ -124,6 +165,15 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
     };
     Waiting waiting(grouped);
     const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
+        if (level == 1 && grouped) {
+            for (int64_t n = 0; n < count; n += TOGETHER) {
+                part.look_ahead(n / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
+                for (int64_t row = 0; row < part.height; row += ROWS)
+                    add_rows(cut, a + n * cut.panel, b + n * cut.panel, &factors[size_t(n)],
+                             std::min(TOGETHER, count - n), row, part, line.channels, overwrite && n == 0);
+            }
+            return;
+        }
         for (int64_t n = 0; n < count; n++) {
             const Product product = cut.product(a + n * cut.panel, b + n * cut.panel);
             part.look_ahead(n, count, line.channels);
@@ -176,7 +226,7 @@ AVX512 void pack_scaled(const Layer &line, const uint16_t *from, int64_t channel
 // rounded down to 8 bits.
 void add_grouped(const Layer &line, int64_t records, bool overwrite, const double *weights, double *total,
                  float *scratch) {
-    constexpr int64_t together = 8, tile = TILE_BF16, panel = 2 * tile;
+    constexpr int64_t tile = TILE_BF16, panel = 2 * tile;
     std::vector<int64_t> kept;
     std::vector<float> factors;
     for (int64_t record = 0; record < records; record++) {
@@ -194,8 +244,8 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
     };
     alignas(64) float tiles[PANEL * PANEL];
     const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
-        for (int64_t first = 0; first < count; first += together) {
-            const int64_t group = count - first < together ? count - first : together;
+        for (int64_t first = 0; first < count; first += TOGETHER) {
+            const int64_t group = std::min(TOGETHER, count - first);
             const Product product{a + first * panel, b + first * panel, group, 1,    panel,   0, tile,
                                   2 * TILE,          panel,             0,     tile, 2 * TILE};
             multiply_panel(2, product, part.width > TILE, part.height > TILE, tiles);
