@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -173,11 +174,16 @@ def force(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("way", "keep"), [("chosen", 2**28), ("ghost", 2**28), ("instantiate", 2**28), ("instantiate", 0)]
+    ("way", "keep"),
+    [(level, small) for level in ("avx2", "avx512") for small in (0, 2**18)]
+    + [("chosen", 2**28), ("ghost", 2**28), ("instantiate", 2**28), ("instantiate", 0)],
 )
 def test_every_model_matches_a_loop(kind: str, way: str, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contributions, "KEEP", keep)
-    if way != "chosen":
+    """By compiled kernels at either level and for networks of either size; by PyTorch in every way."""
+    compiled = way in kernels.LEVELS
+    monkeypatch.setenv("SFUMATO_KERNELS", way if compiled else "off")
+    monkeypatch.setattr(engine if compiled else contributions, "_SMALL" if compiled else "KEEP", keep)
+    if way in ("ghost", "instantiate"):
         force(way, monkeypatch)
     for records, rows in ((5, 1), (3, 3)):
         model, losses = model_and_losses(kind, records * rows, records)
@@ -465,6 +471,68 @@ def test_the_slack_grows_with_the_batch() -> None:
     assert 1e-6 < rounding_slack(64) < rounding_slack(4096) < 2e-6
     assert rounding_slack(1e6) > 1e-4
     assert rounding_slack(64) + 64 * 8 * 2**-23 < rounding_slack(64, grouped=True) < 2e-4
+
+
+class Tenth(nn.Linear):
+    """Not what it looks like."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, 0.1 * self.weight.square(), self.bias)
+
+
+class Standardised(nn.Conv2d):
+    """Weights are standardised first."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(input, weight / weight.norm(), self.bias, padding=1)
+
+
+@pytest.mark.parametrize("small", [0, 2**18])
+@pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
+def test_a_subclass_is_not_taken_for_its_parent(
+    setting: tuple[str, str], small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precision = of_settings(setting, monkeypatch)
+    monkeypatch.setattr(engine, "_SMALL", small)
+    torch.manual_seed(0)
+    x = torch.randn(4, 9, 8)
+    for model, shaped in ((Tenth(8, 6), x), (Standardised(9, 5, 3), x[..., None])):
+        sums = ClippedGradients(model, FLAT, rows=1, precision=precision)  # type: ignore[arg-type]
+
+        def losses(part: slice, model: nn.Module = model, shaped: Tensor = shaped) -> Tensor:
+            return model(shaped[part]).float().square().flatten(1).sum(1)
+
+        found = summed(sums, lambda losses=losses: losses(slice(None)), everyone(4))
+        assert distance(found, loop(model, losses, 4, 1, FLAT)) < (1e-5 if precision == "fp32" else 2e-2)
+        assert [plan.way for plan in sums.explain(lambda losses=losses: losses(slice(None)), 4)] == ["torch.func"]
+
+
+@pytest.mark.parametrize("small", [0, 2**18])
+@pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
+def test_a_gradient_that_overflows_is_skipped(
+    setting: tuple[str, str], small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is finite, and so is its norm in double precision, but not the gradient in float32."""
+    precision = of_settings(setting, monkeypatch)
+    monkeypatch.setattr(engine, "_SMALL", small)
+    torch.manual_seed(0)
+    model, x = nn.Linear(20, 24), torch.randn(3, 9, 20)
+    x[1], size = 0, torch.tensor([1.0, 1.8e19, 1.0])
+    x[1, :, 0] = 1.8e19
+    nn.init.normal_(model.weight, std=1e-6)
+
+    def losses() -> Tensor:
+        return (model(x)[:, :, 0].float() * size[:, None]).sum(1)
+
+    totals = []
+    for present in (everyone(3), torch.tensor([True, False, True])):
+        sums = ClippedGradients(model, FLAT, rows=1, precision=precision)  # type: ignore[arg-type]
+        totals.append(summed(sums, losses, present))
+    assert losses().isfinite().all()
+    assert all(value.isfinite().all() for value in totals[0].values())
+    if setting[1] != "off":  # PyTorch's own ways add such a record in double precision, clipped
+        assert distance(*totals) == 0
 
 
 @pytest.mark.skipif(kernels.level() < 1, reason="groups are for compiled kernels")

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from sfumato.privacy.gradients.layers import Workspace, by_record, patches_of, rule_of
+from sfumato.privacy.gradients.layers import FALLBACK, Workspace, by_record, patches_of, rule_of
 from sfumato.privacy.gradients.tape import Layer, Reading
 
 KEEP = 2**28
@@ -190,6 +190,10 @@ def choose(module: nn.Module, reading: Reading, rows: int) -> Choice:
         For T positions, input width d and output width p, Gram matrices cost T^2 (d + p) multiply-adds and
         instantiation T d p, plus about 8 for each of the d p numbers that pass through memory.
     """
+    size = sum(value.numel() for value in module.parameters(recurse=False))
+    formed = Choice("instantiate", 0, rows * reading.gradient[0].numel() + 8 * size)
+    if rule_of(module) is FALLBACK:  # a subclass of the following may compute anything
+        return formed
     if isinstance(module, nn.Embedding):
         positions = rows * reading.activation[0].numel()
         ghost, instantiate = positions**2 * module.embedding_dim, 8 * module.weight.numel()
@@ -204,6 +208,5 @@ def choose(module: nn.Module, reading: Reading, rows: int) -> Choice:
         if module.groups > 1:
             return Choice("instantiate", ghost, instantiate)
     else:
-        size = sum(value.numel() for value in module.parameters(recurse=False))
-        return Choice("instantiate", 0, rows * reading.gradient[0].numel() + 8 * size)
+        return formed
     return Choice("ghost" if ghost < instantiate else "instantiate", ghost, instantiate)

@@ -262,7 +262,7 @@ class ClippedGradients:
     def _way(self, layer: Layer, reading: Reading) -> str:
         module, way = layer.module, choose(layer.module, reading, self.rows).way
         single = self.precision == "fp32"
-        if not self._level:
+        if not self._level or rule_of(module) is FALLBACK:
             return way
         if not single and CompiledNorm.fits(layer):
             return "compiled norm"

@@ -119,12 +119,12 @@ class Scratch:
     """Memory that one thread's kernels keep between calls."""
 
     def __init__(self) -> None:
-        self._held = torch.zeros(0)
+        self._held = torch.zeros(0, dtype=torch.float32)
 
     def pointer(self, floats: int) -> int:
         """Address of at least `floats` floats, 64-byte aligned."""
         if self._held.numel() < floats + 16:
-            self._held = torch.zeros(floats + 16)
+            self._held = torch.zeros(floats + 16, dtype=torch.float32)
         return -(-self._held.data_ptr() // 64) * 64
 
 
@@ -229,8 +229,8 @@ class Linear(NamedTuple):
         """Adds the gradients times `weights`, `(R,)` float64, to `total` float64; weight 0 is not read.
 
         `grouped` allows to add up at most eight records of bfloat16 in float32 before they join the total, with weights
-        rounded down to float32, or to 8 bits where there are at most 16 positions; `overwrite` takes what is in `total`
-        for zero.
+        rounded down to float32, or with AMX to 8 bits where there are at most 16 positions; `overwrite` takes what is
+        in `total` for zero.
         """
         weights = weights.contiguous()
         options = (int(overwrite),) if self._single else (int(grouped), int(overwrite))
@@ -242,7 +242,7 @@ def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -
     library = _library()
     assert library is not None
     records, positions, width = x.shape
-    out = torch.empty(records, 2 * width)
+    out = torch.empty(records, 2 * width, dtype=torch.float32)
     sizes = (ctypes.c_int64(records), ctypes.c_int64(positions), ctypes.c_int64(width))
     pointers = [ctypes.c_void_p(value.data_ptr()) for value in (x, gradient, out)]
     if library.norm_gradients(at_level, *pointers[:2], *sizes, ctypes.c_double(epsilon), pointers[2]):

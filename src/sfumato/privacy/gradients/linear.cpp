@@ -125,7 +125,7 @@ void squares_of(int level, const Layer &line, int64_t records, bool gram, double
             sizes *= 1 + slack_a + slack_g;  // the diagonals are rounded too
             double error = (slack_a + slack_g + slack_a * slack_g) * 1.01 * sizes * sizes;
             error += 1.01 * (lost_a * all_g * all_g + lost_g * all_a * all_a);
-            measured = error <= 0.02 * square;
+            measured = error <= 0.02 * square && sizes < 0x1p126;  // float32 would not overflow
             const double norm = std::sqrt(square + error) + 1.01 * slack_sum * sizes;
             square = norm * norm;
         }

@@ -11,9 +11,9 @@ TARGET inline Doubles load(const double *from) { return *reinterpret_cast<const 
 
 TARGET inline void store(float *to, Floats value) { *reinterpret_cast<Floats *>(to) = value; }
 
-// A panel of G, row-major, from operands of positions x PANEL numbers. Never inlined, so that what is measured and what is
+// A panel of G, row-major, from operands of positions x PANEL numbers. One body, so that what is measured and what is
 // added come from the same instructions and have the same bits.
-TARGET __attribute__((noinline)) void multiply(const float *g, const float *a, int64_t positions, float *panel) {
+TARGET __attribute__((noinline, noclone)) void multiply(const float *g, const float *a, int64_t positions, float *panel) {
     for (int i = 0; i < PANEL; i += ROWS)
         for (int j = 0; j < PANEL; j += 2 * LANES) {
             Floats sums[ROWS][2] = {};

@@ -17,7 +17,7 @@
 // One convolution or linear layer. A linear layer on T positions is a 1x1 convolution on one line of T pixels.
 struct Layer {
     const void *activation;    // rows x height x width x channels, bfloat16 or float
-    const uint16_t *gradient;  // rows x out_height x out_width x out_channels, bfloat16
+    const uint16_t *gradient;  // rows x out_height x out_width x out_channels, bfloat16; float in single.hpp
     int64_t weight_at;         // place of the weight's gradient: out_channels x kernel_h x kernel_w x channels
     int64_t bias_at;           // place of the bias's gradient, or -1
     int32_t activation_is_float;
