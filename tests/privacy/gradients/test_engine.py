@@ -616,6 +616,41 @@ def test_threads_with_engines_of_their_own_do_not_meet() -> None:
         assert all(torch.equal(total, expected) for total in found[number])
 
 
+@pytest.mark.parametrize("kind", ["small", "gpt"])
+@pytest.mark.parametrize("setting", SETTINGS, ids="-".join)
+def test_two_engines_add_up_to_one(setting: tuple[str, str], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a thread, with a copy of a network that counts as large; only without convolutions they share a sum."""
+    precision = of_settings(setting, monkeypatch)
+    monkeypatch.setattr(engine, "_SMALL", 0)
+    monkeypatch.setattr(engine, "_MANY", 0)
+    cases = [model_and_losses(kind, 16, 3) for _ in range(2)]
+    alone = ClippedGradients(cases[0][0], FLAT, rows=1, precision=precision)  # type: ignore[arg-type]
+    pair: list[ClippedGradients] = []
+    for model, _ in cases:
+        beside = pair[0] if pair else None
+        pair.append(ClippedGradients(model, FLAT, rows=1, precision=precision, beside=beside))  # type: ignore[arg-type]
+    assert (pair[0].sum is pair[1].sum) == (kind == "gpt" or setting[1] == "off")
+    pair[0].examine(lambda: cases[0][1](slice(0, 4)), 4)
+
+    def work(number: int) -> None:
+        for first in range(8 * number, 8 * number + 8, 4):
+            pair[number].add(lambda first=first: cases[number][1](slice(first, first + 4)), everyone(4))
+
+    for _ in range(5):
+        for each in pair:
+            each.reset()
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        total = torch.stack([one.vector for one in {id(each.sum): each.sum for each in pair}.values()]).sum(0)
+        alone.reset()
+        for first in range(0, 16, 4):
+            alone.add(lambda first=first: cases[0][1](slice(first, first + 4)), everyone(4))
+        assert torch.allclose(total, alone.total, rtol=0, atol=1e-9)
+
+
 MEMORY = """
 import resource, sys, torch
 from sfumato.nets.transformer import GPT, TransformerShape

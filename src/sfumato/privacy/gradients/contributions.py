@@ -14,7 +14,7 @@ The two are asked for one after the other, because a record's weight depends on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -57,6 +57,18 @@ class Places(NamedTuple):
     def whole(self) -> slice:
         """All of them; they are neighbours."""
         return slice(min(s.start for s in self.slices.values()), max(s.stop for s in self.slices.values()))
+
+
+def places_of(layers: Iterable[Layer]) -> dict[str, Places]:
+    """One layer after the other, by name."""
+    found, start = {}, 0
+    for name, module, trained in layers:
+        slices = {}
+        for key in trained:
+            slices[key] = slice(start, start + module.get_parameter(key).numel())
+            start = slices[key].stop
+        found[name] = Places(slices)
+    return found
 
 
 class Formed(NamedTuple):

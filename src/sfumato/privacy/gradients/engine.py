@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sfumato.errors import InternalError, UserError
 from sfumato.privacy.gradients import kernels
 from sfumato.privacy.gradients.compiled import CompiledEmbedding, CompiledLinear, CompiledNorm, as_convolution
-from sfumato.privacy.gradients.contributions import Contribution, Ghost, Instantiated, Places, choose
+from sfumato.privacy.gradients.contributions import Contribution, Ghost, Instantiated, Places, choose, places_of
 from sfumato.privacy.gradients.layers import FALLBACK, Workspace, rule_of
 from sfumato.privacy.gradients.tape import Layer, Reading, refuse_meetings, taped, trained_layers
 from sfumato.privacy.gradients.total import Total
@@ -26,6 +26,7 @@ from sfumato.privacy.gradients.total import Total
 _RAISED = 1 + 1e-9  # covers the rounding of squares, sums and roots in double precision
 _GAMMA = 0.01
 _SMALL = 2**18  # parameters whose gradient and sum stay in a core's cache
+_MANY = 32  # positions of a record from which on a convolution's gradient is worth writing out where they do not
 _FEW = 8  # positions of a record from which on compiled linear layers pay in float32
 
 _REST = 1e-6
@@ -121,7 +122,7 @@ class ClippedGradients:
                 decides how many records of linear layers are added in groups.
             precision: `bf16` runs forward and backward under autocast; norms and sums stay in wider numbers.
             beside: the engine of another copy of the model, in another thread; it examines the model for both, and two
-                engines of a large network have one `total`.
+                engines of a large network without compiled convolutions have one `total`.
         """
         if not clipping.clip_norm > 0 or rows < 1:
             raise UserError(f"clip_norm must be positive and rows at least 1; got {clipping.clip_norm} and {rows}.")
@@ -129,21 +130,17 @@ class ClippedGradients:
             raise UserError("Private training needs torch.set_float32_matmul_precision('highest'), PyTorch's default.")
         self.model, self.clipping, self.rows, self.precision = model, clipping, rows, precision
         self.layers = trained_layers(model)
-        self._places: dict[str, Places] = {}
-        start = 0
-        for name, module, trained in self.layers:
-            slices = {}
-            for key in trained:
-                slices[key] = slice(start, start + module.get_parameter(key).numel())
-                start = slices[key].stop
-            self._places[name] = Places(slices)
-        self._length = start
-        self._groupable, self._added = int((slack - 2 * _REST) / _ERROR_PER_GROUPED), 0
-        self.device = next(self._parameters())[1].device
+        self._length = sum(layer.module.get_parameter(key).numel() for layer in self.layers for key in layer.trained)
+        self.device = next(p.device for p in model.parameters() if p.requires_grad)
         self._level = kernels.level(precision) if self.device.type == "cpu" else 0
+        # What compiled code forms comes first, so that it measures and adds nothing else.
+        formed = [layer for layer in self.layers if self._formed(layer)]
+        self._places = places_of([*formed, *(layer for layer in self.layers if not self._formed(layer))])
+        self._formed_length = self._places[formed[-1].name].whole.stop if formed else 0
+        self._groupable, self._added = int((slack - 2 * _REST) / _ERROR_PER_GROUPED), 0
         self._workspace, self._scratch = Workspace(), kernels.Scratch()
         self._examined = beside is not None
-        self._beside = beside if self._length > _SMALL else None
+        self._beside = beside if self._length > _SMALL and not formed else None
         self.sum: Total = self._beside.sum if self._beside else Total(self._places, self._length, self.device)
 
     @property
@@ -185,7 +182,7 @@ class ClippedGradients:
             weights = kernels.add_clipped(
                 together,
                 usable,
-                self.total,
+                self.total[: self._formed_length],
                 self._scratch,
                 at_level=self._level,
                 rows=self.rows,
@@ -274,11 +271,18 @@ class ClippedGradients:
             if single and reading.gradient[0].numel() * self.rows < _FEW * module.out_features:
                 return way
             otherwise = "compiled linear" if not single or way == "ghost" else way
-        elif isinstance(module, nn.Conv2d) and module.groups == 1:
-            otherwise = way
-        else:
-            return way
-        return "compiled" if "weight" in layer.trained and self._length <= _SMALL else otherwise
+            return "compiled" if self._formed(layer) else otherwise
+        few = self._length > _SMALL and reading.gradient[0, 0].numel() * self.rows < _MANY
+        return "compiled" if self._formed(layer) and not few else way
+
+    def _formed(self, layer: Layer) -> bool:
+        """Whether compiled code can form a record's gradient of a layer whole: in the cache, convolutions anywhere."""
+        module = layer.module
+        if not self._level or rule_of(module) is FALLBACK or "weight" not in layer.trained:
+            return False
+        if isinstance(module, nn.Linear):
+            return self._length <= _SMALL
+        return isinstance(module, nn.Conv2d) and module.groups == 1
 
     def explain(self, losses: Callable[[], Tensor], records: int) -> list[LayerPlan]:
         """How each layer is treated for batches of this shape; runs one pass and adds nothing."""
