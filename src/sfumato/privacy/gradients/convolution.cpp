@@ -1,8 +1,6 @@
-// Clipped sums of per-record gradients for networks whose gradient fits into a core's cache.
+// Gradients that are written out whole, in bfloat16: convolutions, and linear layers of small networks.
 //
-// Record by record: the whole gradient is formed, measured where it lies, and added, scaled, to the sum in double
-// precision. The norm is taken of exactly the values that are added. Plain C interface; `kernels.py` loads it, and
-// `layers.py` holds the same in PyTorch for machines without it.
+// Plain C interface; `kernels.py` loads it, and `layers.py` holds the same in PyTorch for machines without it.
 
 #include "clipping.hpp"
 

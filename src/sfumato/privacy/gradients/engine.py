@@ -74,7 +74,7 @@ class LayerPlan(NamedTuple):
     Attributes:
         name, kind: of the layer.
         parameters: trained ones.
-        way: "ghost", "instantiate", "compiled" (instantiated record by record in the cache), "compiled linear",
+        way: "ghost", "instantiate", "compiled" (instantiated record by record by compiled code), "compiled linear",
             "compiled norm" or "torch.func" (no rule of its own).
         ghost, instantiate: multiply-adds a record of measuring by either way.
     """
@@ -133,13 +133,11 @@ class ClippedGradients:
         self._length = sum(layer.module.get_parameter(key).numel() for layer in self.layers for key in layer.trained)
         self.device = next(p.device for p in model.parameters() if p.requires_grad)
         self._level = kernels.level(precision) if self.device.type == "cpu" else 0
-        # What compiled code forms comes first, so that it measures and adds nothing else.
-        formed = [layer for layer in self.layers if self._formed(layer)]
-        self._places = places_of([*formed, *(layer for layer in self.layers if not self._formed(layer))])
-        self._formed_length = self._places[formed[-1].name].whole.stop if formed else 0
+        self._places = places_of(self.layers)
         self._groupable, self._added = int((slack - 2 * _REST) / _ERROR_PER_GROUPED), 0
         self._workspace, self._scratch = Workspace(), kernels.Scratch()
         self._examined = beside is not None
+        formed = any(self._formed(layer) for layer in self.layers)
         self._beside = beside if self._length > _SMALL and not formed else None
         self.sum: Total = self._beside.sum if self._beside else Total(self._places, self._length, self.device)
 
@@ -182,7 +180,7 @@ class ClippedGradients:
             weights = kernels.add_clipped(
                 together,
                 usable,
-                self.total[: self._formed_length],
+                self.total,
                 self._scratch,
                 at_level=self._level,
                 rows=self.rows,
@@ -230,7 +228,7 @@ class ClippedGradients:
     def _arranged(
         self, readings: dict[str, Reading]
     ) -> tuple[list[kernels.Convolution], list[tuple[str, Contribution]]]:
-        """The layers that compiled code forms together, record by record in the cache; and all others, by name."""
+        """The layers that compiled code forms together, record by record; and all others, by name."""
         together = []
         apart: list[tuple[str, Contribution]] = []
         for layer in self.layers:

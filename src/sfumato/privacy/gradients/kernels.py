@@ -145,7 +145,7 @@ def add_clipped(
     A record whose gradient is not finite is skipped like an unusable one.
 
     Args:
-        layers: what is formed here; places of other layers in a record's gradient stay zero.
+        layers: what is formed here; other layers' places in `total` are left alone.
         usable: `(R,)` booleans.
         total: `(n,)` float64, on the CPU.
         scratch: of the calling thread.

@@ -1,4 +1,4 @@
-// Small networks in float32: what convolution.cpp does for bfloat16.
+// Gradients that are written out whole, in float32: what convolution.cpp does for bfloat16.
 //
 // Nothing is packed: channels of a pixel are neighbours in memory, so that a place of the kernel is a product over the
 // pixels that it sees, and pixels in the padding are left out.
