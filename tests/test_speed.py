@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from sfumato.config import RunConfig, validated
+import pytest
+import torch
+
+from sfumato import speed
+from sfumato.config import RunConfig, read_config, validated
 from sfumato.errors import UserError
+from sfumato.forecast import forecast
 from sfumato.hardware import choose_hardware
+from sfumato.privacy.plan import TrainingTouch
 from sfumato.speed import (
     READ_PER_SECOND,
     Speed,
@@ -46,6 +52,44 @@ def test_public_images_take_time() -> None:
     speed = SPEED._replace(votes_per_second=1000.0)
     more = seconds_beside_training(taught, speed) - seconds_beside_training(alone, speed)
     assert more == pytest.approx(100 * 50 / 500 + (3 * 10 * 128 + 4000) / 1000)
+
+
+def test_a_slow_network_is_tried_on_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial of all that a step takes would take hours; what it tells is about what the whole trial does."""
+    config = validated(settings(privimage={"draws": 8, "sampler": {"steps": 60}}))
+    whole = measure_speed(config, choose_hardware())
+    monkeypatch.setattr(speed, "_PATIENCE", 0.05)
+    tried = []
+    crew = speed.Crew.rows_per_second
+    monkeypatch.setattr(speed.Crew, "rows_per_second", lambda *given: tried.append(given[1:]) or crew(*given))
+    quick = measure_speed(config, choose_hardware())
+    assert all(chunks == 1 for _, chunks in tried)
+    assert len(tried[-1][0].labels) < config.privimage.chunk * 8
+    assert whole.parameters == quick.parameters
+    assert 0.05 < quick.rows_per_second / whole.rows_per_second < 20
+    assert 0.05 < quick.pictures_per_second / whole.pictures_per_second < 20
+
+
+def test_the_forecast_of_a_published_run() -> None:
+    """What its authors priced, by their accounting and by ours; and in which time this machine would have it."""
+    recipe = Path(__file__).parents[1] / "recipes" / "privimage-fashion-mnist.yaml"
+    slow = Speed(1_485_217, 20.0, 0.5)
+    found = forecast(read_config(recipe, {"epsilon": 1.0}), speed=slow)
+    assert found.renyi_multiplier == pytest.approx(14.611, rel=5e-3)
+    (ours,) = (touch.noise_multiplier for touch in found.plan.touches)
+    assert 0.9 < ours / found.renyi_multiplier < 0.96
+    assert found.multiply_adds == pytest.approx(603e6, rel=0.01)
+    assert found.training_minutes == pytest.approx(3929 * 32 * 2100 / 20 / 60, rel=0.05)
+    assert "hours of private training" in str(found)
+    rows, cores = 8 * 32, torch.get_num_threads()
+    assert 10e6 * rows * cores < 1e6 * found.memory_megabytes < 30e6 * rows * cores
+
+
+def test_renyi_accounting_pays_for_the_warm_start_too() -> None:
+    config = validated(settings(public_size=60_000, privimage={"batch": 1024, "steps": 50, "warm_share": 0.4}))
+    found = forecast(config, speed=SPEED)
+    (ours,) = (touch.noise_multiplier for touch in found.plan.touches if isinstance(touch, TrainingTouch))
+    assert ours < found.renyi_multiplier < 1.2 * ours
 
 
 def test_more_draws_mean_fewer_steps() -> None:

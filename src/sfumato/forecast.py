@@ -9,9 +9,9 @@ import torch
 
 from sfumato.config import EVOLUTION, RunConfig
 from sfumato.hardware import Hardware, choose_hardware
-from sfumato.methods.denoising import multiply_adds_of
+from sfumato.methods.denoising import cost_of
 from sfumato.methods.published import QUERY_MULTIPLIER, renyi_multiplier
-from sfumato.privacy.plan import Plan, TrainingTouch
+from sfumato.privacy.plan import Plan, SumTouch, TrainingTouch
 from sfumato.run import make_plan
 from sfumato.speed import Speed, seconds_beside_training, settled
 
@@ -51,7 +51,8 @@ class Forecast:
         rows_per_second: measured here on random images.
         training_minutes: expected duration of private training on this machine.
         total_minutes: the same of the whole run, from intake to sampling.
-        memory_megabytes: per-record gradients of a chunk on every core, the largest need of private training.
+        memory_megabytes: what a chunk keeps for its backward pass, in float32, a gradient and a sum, on every core: the
+            largest need of private training.
         notes: warnings from public values.
     """
 
@@ -95,10 +96,15 @@ class Forecast:
             f"Network: {self.parameters:,} trained parameters, {self.multiply_adds / 1e6:,.0f} million multiply-adds a "
             f"picture, {self.operations:.2g} operations in private training; noise of norm {self.noise_per_step:.3g} "
             "per step in a mean gradient of norm at most 1",
-            f"Speed: {self.rows_per_second:,.0f} rows a second here, so about {self.training_minutes:.1f} minutes of "
-            f"private training and {self.total_minutes:.1f} in all; {self.memory_megabytes:,.0f} MB for gradients",
+            f"Speed: {self.rows_per_second:,.0f} rows a second here, so about {_duration(self.training_minutes)} of "
+            f"private training and {_duration(self.total_minutes)} in all; {self.memory_megabytes:,.0f} MB for "
+            "activations and gradients",
         ]
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes:.1f} minutes" if minutes < 600 else f"{minutes / 60:,.0f} hours"
 
 
 def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed | None = None) -> Forecast:
@@ -118,7 +124,11 @@ def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed |
     noise = touch.noise_multiplier * (1 + touch.slack) / batch * speed.parameters**0.5
     if noise > 1:
         notes.append("The noise is larger than any gradient can be: use more records, fewer steps or more epsilon.")
-    multiply_adds = multiply_adds_of(method.shape(image, len(config.classes or ())), image)
+    multiply_adds, kept = cost_of(method.shape(image, len(config.classes or ())), image)
+    queried = config.public is not None and method.selection == "semantic"
+    warm_starts = [
+        touch.noise_multiplier for touch in plan.touches if isinstance(touch, SumTouch) for _ in range(touch.attempts)
+    ]
     training = batch * method.draws * method.steps / speed.rows_per_second
     return Forecast(
         plan=plan,
@@ -130,12 +140,13 @@ def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed |
             touch.steps,
             config.epsilon,
             config.delta,
-            QUERY_MULTIPLIER if config.public is not None else None,
+            QUERY_MULTIPLIER if queried else None,
+            warm_starts,
         ),
         noise_per_step=noise,
         rows_per_second=speed.rows_per_second,
         training_minutes=training / 60,
         total_minutes=(training + seconds_beside_training(config, speed)) / 60,
-        memory_megabytes=torch.get_num_threads() * method.chunk * speed.parameters * 4 / 1e6,
+        memory_megabytes=torch.get_num_threads() * (method.chunk * method.draws * kept + 12 * speed.parameters) / 1e6,
         notes=tuple(notes),
     )

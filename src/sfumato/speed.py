@@ -32,7 +32,8 @@ READ_PER_SECOND = 2_000
 _RESERVE = 0.1  # of the minutes: machines are not equally fast all the time
 _LESSONS = 0.15  # of the minutes: public pretraining
 _LEAST_STEPS, _LEAST_BATCH = 10, 128
-_PICTURES = 256
+_PICTURES, _CHUNKS = 256, 8
+_PATIENCE = 4.0  # seconds of a trial's chunk, or of its pictures
 _PRESET = PrivImageConfig()
 
 
@@ -53,53 +54,80 @@ class Speed(NamedTuple):
 
 
 def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
-    """Trains and samples for a few seconds on random images of the configured shape."""
-    method, classes = config.privimage, len(config.classes or ())
-    image = (config.image.channels, config.image.height, config.image.width)
-    shape = method.shape(image, classes)
+    """Trains and samples for a few seconds on random images of the configured shape.
+
+    Networks too slow for that are tried on fewer rows, pictures and sampling steps.
+    """
+    method, image = config.privimage, (config.image.channels, config.image.height, config.image.width)
+    rate = _trained_rows(config, hardware, records=1, draws=1, chunks=1)
+    room = max(1, int(rate * _PATIENCE))
+    draws = min(method.draws, room)
+    records = min(method.chunk, max(1, room // draws))
+    chunks = _CHUNKS if (records, draws) == (method.chunk, method.draws) else 1
+    learner = _learner(config, hardware, 1)
+    return Speed(
+        parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
+        rows_per_second=_trained_rows(config, hardware, records, draws, chunks),
+        pictures_per_second=_drawn_pictures(config, learner, hardware),
+        votes_per_second=_votes_per_second(image) if config.public else math.inf,
+    )
+
+
+def _learner(config: RunConfig, hardware: Hardware, draws: int) -> DenoisingLearner:
+    classes, image = len(config.classes or ()), config.image.spec().shape
+    shape = config.privimage.shape(image, classes)
     view = View.of(shape)
-    learner = DenoisingLearner(
+    return DenoisingLearner(
         shape,
         image,
         torch.zeros(max(classes, 1), *view.size(image)) if view.guided else None,
         Schedule(1e-3, 1),
-        rows=method.draws,
+        rows=draws,
         average=0.9,
         seed=0,
         hardware=hardware,
     )
-    count = method.chunk
-    labels = (torch.arange(count) % max(classes, 1)) if classes else torch.full((count,), -1)
-    rows = Rows(
-        torch.randint(0, 256, (count * method.draws, *image), dtype=torch.uint8),
-        labels.repeat_interleave(method.draws),
-        torch.ones(count, dtype=torch.bool),
-        Draws(bytes(32), "speed trial", 0, [bytes(16)] * count),
-    )
-    training = method.training_request(config.public_size)
-    with contextlib.closing(Crew(learner, training.at(1.0), method.chunk, hardware.precision)) as crew:
-        rows_per_second = crew.rows_per_second(rows)
 
-    def draw(count: int) -> float:
+
+def _trained_rows(config: RunConfig, hardware: Hardware, records: int, draws: int, chunks: int) -> float:
+    """Rows a second of private training, with chunks of so many records of so many draws."""
+    method, classes = config.privimage, len(config.classes or ())
+    labels = (torch.arange(records) % max(classes, 1)) if classes else torch.full((records,), -1)
+    rows = Rows(
+        torch.randint(0, 256, (records * draws, *config.image.spec().shape), dtype=torch.uint8),
+        labels.repeat_interleave(draws),
+        torch.ones(records, dtype=torch.bool),
+        Draws(bytes(32), "speed trial", 0, [bytes(16)] * records),
+    )
+    touch = method.model_copy(update={"draws": draws}).training_request(config.public_size).at(1.0)
+    with contextlib.closing(Crew(_learner(config, hardware, draws), touch, records, hardware.precision)) as crew:
+        return crew.rows_per_second(rows, chunks)
+
+
+def _drawn_pictures(config: RunConfig, learner: DenoisingLearner, hardware: Hardware) -> float:
+    """Pictures a second of sampling."""
+    image, sampler = config.image.spec().shape, config.privimage.sampler.sampler()
+
+    def seconds(count: int, steps: int) -> float:
         begun = time.perf_counter()
         draw_pictures(
             learner.averaged,
             image,
             learner.guides,
-            torch.arange(count) % max(classes, 1),
+            torch.arange(count) % max(len(config.classes or ()), 1),
             torch.Generator().manual_seed(0),
-            method.sampler.sampler(),
+            sampler._replace(steps=steps),
             hardware,
         )
         return time.perf_counter() - begun
 
-    draw(_PICTURES // 8)  # the first time, kernels are chosen
-    return Speed(
-        parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
-        rows_per_second=rows_per_second,
-        pictures_per_second=_PICTURES / draw(_PICTURES),
-        votes_per_second=_votes_per_second(image) if config.public else math.inf,
-    )
+    steps = min(sampler.steps, 2)
+    seconds(1, steps)  # the first time, kernels are chosen
+    calls = (2 * sampler.steps - 1) / (2 * steps - 1)  # of the network, over the trial's
+    if seconds(8, steps) * _PICTURES / 8 * calls <= _PATIENCE:
+        return _PICTURES / seconds(_PICTURES, sampler.steps)
+    count = max(8, min(_PICTURES, int(8 * _PATIENCE / seconds(8, steps))))
+    return count / (seconds(count, steps) * calls)
 
 
 @torch.inference_mode()

@@ -83,16 +83,36 @@ def network_of(shape: Shape, seed: int) -> Network:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def multiply_adds_of(shape: Shape, image: Image) -> int:
-    """Multiply-adds of matrix products and convolutions in one forward pass of one picture."""
+class Cost(NamedTuple):
+    """Of one picture in training.
+
+    Attributes:
+        multiply_adds: of matrix products and convolutions in a forward pass.
+        kept_bytes: what the forward pass keeps for the backward pass, in float32, weights aside.
+    """
+
+    multiply_adds: int
+    kept_bytes: int
+
+
+def cost_of(shape: Shape, image: Image) -> Cost:
+    """Counted without computing anything."""
     with torch.device("meta"):
         network = DDPMpp(shape) if isinstance(shape, DDPMppShape) else UNet(shape)
     view = View.of(shape)
     seen = torch.empty(1, *view.size(image), device="meta")
     label = torch.zeros(1, dtype=torch.long, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no two have one address
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         network(seen, torch.empty(1, device="meta"), label, seen if view.guided else None)
-    return int(counter.get_total_flops()) // 2
+    bytes_of = sum(storage.nbytes() for place, storage in kept.items() if place not in weights)
+    return Cost(int(counter.get_total_flops()) // 2, bytes_of)
 
 
 @dataclass(frozen=True)

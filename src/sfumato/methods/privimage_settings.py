@@ -28,6 +28,14 @@ WIDER = (32, 64)
 _WIDER_NOISE, _WIDER_ROWS = 0.2, 2e6
 _AVERAGED = 8.0  # the moving average reaches over an eighth of the steps: a decay of 0.95 at 160
 
+_CHUNK = 128  # rows of a forward pass
+
+
+def _chunk(draws: int) -> int:
+    """Records of a forward pass, of so many rows each."""
+    return max(8, _CHUNK // draws)
+
+
 PRESETS = MappingProxyType(
     {
         "laptop": {},
@@ -116,7 +124,8 @@ class PrivImageConfig(BaseModel):
             in all, a run that is killed in the seconds of the touch cannot go on, and stays charged.
         warm_steps: of training on samples of the class models.
         warm_rate: its learning rate.
-        chunk: records per forward pass; changes speed and memory only.
+        chunk: records per forward pass; changes speed and memory only. 128 by default, fewer where each has several
+            draws.
         sampler: how pictures are drawn.
         mixed: share of a release that the warm start's class models draw themselves: blurred pictures that help some
             classifiers.
@@ -147,7 +156,7 @@ class PrivImageConfig(BaseModel):
     warm_attempts: int = Field(2, ge=1)
     warm_steps: int = Field(150, ge=0)
     warm_rate: float = Field(2e-3, gt=0)
-    chunk: int = Field(128, ge=1)
+    chunk: int = Field(_CHUNK, ge=1)
     sampler: SamplerConfig = SamplerConfig()
     mixed: float = Field(0.0, ge=0, le=1)
     selection: Literal["semantic", "random", "all"] = "semantic"
@@ -157,7 +166,11 @@ class PrivImageConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _filled_by_preset(cls, given: Any) -> Any:
-        return filled(PRESETS, given, "laptop")
+        given = filled(PRESETS, given, "laptop")
+        draws = given.get("draws") if isinstance(given, dict) else None
+        if isinstance(draws, int) and draws > 1 and "chunk" not in given:
+            given = given | {"chunk": _chunk(draws)}
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> PrivImageConfig:
@@ -195,7 +208,7 @@ class PrivImageConfig(BaseModel):
         found = proportions(rows, size, mu, parameters)
         further: dict[str, float] = {}
         if "chunk" not in self.model_fields_set:
-            further["chunk"] = max(8, self.chunk // found.draws)
+            further["chunk"] = _chunk(found.draws)
         if "average" not in self.model_fields_set:
             further["average"] = max(0.0, 1 - _AVERAGED / found.steps)
         return self.model_copy(update={**found._asdict(), **further})

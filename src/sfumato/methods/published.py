@@ -7,6 +7,8 @@ same guarantee; a forecast shows both, so that a reader can compare a run with t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sfumato.errors import UserError
 from sfumato.privacy import accounting
 from sfumato.privacy.accounting import Training
@@ -18,7 +20,12 @@ _TOLERANCE = 1e-3
 
 
 def renyi_multiplier(
-    sampling_rate: float, steps: int, epsilon: float, delta: float, query_multiplier: float | None = QUERY_MULTIPLIER
+    sampling_rate: float,
+    steps: int,
+    epsilon: float,
+    delta: float,
+    query_multiplier: float | None = QUERY_MULTIPLIER,
+    others: Sequence[float] = (),
 ) -> float:
     """Noise multiplier of training by Renyi accounting, to a relative 0.1 % and from above.
 
@@ -28,11 +35,13 @@ def renyi_multiplier(
         epsilon: of query and training together.
         delta: likewise.
         query_multiplier: noise of one Gaussian query over its sensitivity; None for no query.
+        others: likewise, of what else is asked of all records.
 
     Raises:
         UserError: a number is out of range, or no noise multiplier up to 1000 meets epsilon.
     """
-    query = () if query_multiplier is None else (Training(query_multiplier, 1.0, 1),)
+    asked = [*others] if query_multiplier is None else [query_multiplier, *others]
+    query = tuple(Training(multiplier, 1.0, 1) for multiplier in asked)
 
     def price(multiplier: float) -> float:
         return accounting.rdp_epsilon((*query, Training(multiplier, sampling_rate, steps)), delta)
