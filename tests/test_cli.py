@@ -101,6 +101,7 @@ def test_public_images_come_first(private: Path, config: Path, tmp_path: Path) -
     assert "semantic query" in found["shares"]
     made = json.loads(typed("synthesize", *words, "--json"))
     assert "30 public images" in made["statement"]
+    assert str(tmp_path / "out.run" / "selection.png") in typed("resume", tmp_path / "out.run")
     kept = json.loads((tmp_path / "out.run" / "config.json").read_text())["public"]
     assert kept == {"folders": [str(public)], "ground": "dark", "fit": None}
     for command in ("forecast", "synthesize"):

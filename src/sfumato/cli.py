@@ -346,6 +346,8 @@ def _finish(started: Run, device: str, as_json: bool) -> None:
         typer.echo(f"The model is in {started.folder}.")
     else:
         _print_release(out, as_json)
+    if not as_json and (started.folder / "selection.png").exists():
+        typer.echo(f"Which public images taught the network, class by class: {started.folder / 'selection.png'}.")
 
 
 def _print_release(out: Path, as_json: bool) -> None:
