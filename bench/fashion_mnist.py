@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -159,8 +160,9 @@ def released(options: argparse.Namespace) -> Path:
 def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     """Parts of the training, one a classifier, the distance."""
     name = place(options).name
+    parts = options.parts or math.ceil(1.15 * 60 * options.minutes / PART)
     table: dict[str, Callable[[], Any]] = {
-        f"{name} train {part}": partial(train, options) for part in range(1, options.parts + 1)
+        f"{name} train {part}": partial(train, options) for part in range(1, parts + 1)
     }
     table |= {f"{name} {classifier}": partial(classify, options, classifier) for classifier in CLASSIFIERS}
     return table | {f"{name} frechet": partial(distance, options)}
@@ -191,7 +193,7 @@ if __name__ == "__main__":
     parser.add_argument("--epsilon", type=float, default=10.0)
     parser.add_argument("--minutes", type=float, default=40.0, help="that the run plans for")
     parser.add_argument("--number", type=int, default=1, help="of the run, where there are several")
-    parser.add_argument("--parts", type=int, default=2, help="cells of training")
+    parser.add_argument("--parts", type=int, help="cells of training (default: as many as the minutes need)")
     parser.add_argument("--no-public", dest="public", action="store_false", help="without public images")
     parser.add_argument("--config", type=Path, help="settings of the run in place of SETTINGS")
     run("fashion_mnist", cells, summary, settings={"data": "fashion-mnist", "delta": 1e-5}, parser=parser)
