@@ -90,6 +90,38 @@ def test_a_whole_run(private: Path, public: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in page + json.dumps(statement)
 
 
+@pytest.mark.parametrize(
+    ("side", "classes", "changes"),
+    [
+        (32, CLASSES, {"label_dropout": 0.2, "sampler": {"steps": 3, "guidance": 1.0}}),
+        (64, None, {"draws": 2, "chunk": 8}),
+    ],
+    ids=["with classes and guidance", "without classes"],
+)
+def test_in_colour(
+    side: int, classes: tuple[str, ...] | None, changes: dict[str, Any], private: Path, public: Path, tmp_path: Path
+) -> None:
+    semantic = {"votes": 1, "steps": 12, "rule": "overlapping"}
+    begun = start(
+        private,
+        public,
+        tmp_path,
+        image={"height": side, "width": side, "channels": 3},
+        classes=classes,
+        classes_origin="listed" if classes else None,
+        privimage=METHOD | changes | {"semantic": semantic},
+    )
+    out = run.finish(begun)
+    assert out is not None
+    made = sorted(out.rglob("*.png"))
+    assert len(made) == begun.config.count
+    for file in made:
+        with Image.open(file) as picture:
+            assert (picture.mode, picture.size) == ("RGB", (side, side))
+    chosen = json.loads((out / "privacy.json").read_text())["released"]["public_classes"]
+    assert list(chosen) == list(classes or ["all images"])
+
+
 def test_without_public_images_nothing_of_it_is_said(private: Path, public: Path, tmp_path: Path) -> None:
     begun = start(private, public, tmp_path, public=None)
     assert [touch.name for touch in begun.plan.touches] == ["warm start", "fine-tuning"]
