@@ -283,9 +283,8 @@ class Crew:
         wait(jobs)  # all of them, so that no thread is still at an engine that starts again
         for job in jobs:
             job.result()
-        first, *others = {
-            id(engine.sum): engine for engine in self._engines
-        }.values()  # large transformers have one sum
+        # Large transformers have one sum.
+        first, *others = {id(engine.sum): engine for engine in self._engines}.values()
         for other in others:
             first.total.add_(other.total)
         return first.total
