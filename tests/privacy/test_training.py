@@ -207,6 +207,8 @@ for step in private_training(session, "training", learner, divisor=15.0, chunk=4
         break
 seen = torch.stack(learner.seen) if kind == "zero" else torch.cat([v.flatten() for v in learner.state().values()])
 torch.save(seen, folder / f"{rank}.pt")
+distributed.barrier()
+distributed.destroy_process_group()  # its threads may not outlive the program
 """
 
 
