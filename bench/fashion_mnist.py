@@ -47,8 +47,6 @@ SETTINGS: dict[str, Any] = {
     "warm_rate": 1e-3,
     # A spare attempt would cost half of the budget of the class models; a kill in those seconds costs the run.
     "warm_attempts": 1,
-    # As the stored runs were drawn. Two stand-ins disagree about it: see docs/privimage.md.
-    "sampler": {"churn": 6.0, "churn_from": 0.05, "churn_to": 10.0},
 }
 BY_EPSILON: dict[float, dict[str, float]] = {
     # The less training can learn, the more the class models are worth: budget, and blurred samples for classifiers.

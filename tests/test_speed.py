@@ -12,7 +12,7 @@ from sfumato.config import RunConfig, read_config, validated
 from sfumato.errors import UserError
 from sfumato.forecast import forecast
 from sfumato.hardware import choose_hardware
-from sfumato.privacy.plan import TrainingTouch
+from sfumato.methods.privimage_settings import FINE_TUNING
 from sfumato.speed import (
     READ_PER_SECOND,
     Speed,
@@ -88,7 +88,7 @@ def test_the_forecast_of_a_published_run() -> None:
 def test_renyi_accounting_pays_for_the_warm_start_too() -> None:
     config = validated(settings(public_size=60_000, privimage={"batch": 1024, "steps": 50, "warm_share": 0.4}))
     found = forecast(config, speed=SPEED)
-    (ours,) = (touch.noise_multiplier for touch in found.plan.touches if isinstance(touch, TrainingTouch))
+    (ours,) = (touch.noise_multiplier for touch in found.plan.touches if touch.name == FINE_TUNING)
     assert ours < found.renyi_multiplier < 1.2 * ours
 
 
@@ -105,9 +105,28 @@ def test_too_few_minutes_are_refused() -> None:
         with_steps(validated(settings(minutes=0.001)), SPEED)
 
 
-def test_without_minutes_nothing_changes() -> None:
+def test_without_minutes_nothing_changes_but_the_share_of_the_label_check() -> None:
+    """90 records are too few to learn it from; what a user sets stays."""
     config = validated(settings())
-    assert in_time(config) is config
+    found = in_time(config)
+    assert found.privimage.check.share == 0.0
+    unsettled = found.privimage.model_copy(update={"check": config.privimage.check})
+    assert found.model_copy(update={"privimage": unsettled}) == config
+    assert in_time(validated(settings(privimage={"check": {"share": 0.1}}))).privimage.check.share == 0.1
+
+
+def test_the_label_check_takes_time_and_budget() -> None:
+    """Its training, its look at what is drawn, and what is drawn anew; its share is not training's."""
+    without, checked = (
+        settled(free(minutes=40.0, epsilon=1.0, privimage={"check": {"share": share}}), choose_hardware(), QUICK)[0]
+        for share in (0.0, 0.05)
+    )
+    speed = QUICK._replace(checks_per_second=100.0)
+    more = seconds_beside_training(checked, speed) - seconds_beside_training(without, speed)
+    count = checked.count
+    assert more == pytest.approx((100 * 2048 + 2 * count) / 100.0 + count / speed.pictures_per_second)
+    left = [config.privimage.training_mu(1.0, False, 3) ** 2 for config in (without, checked)]
+    assert left[0] - left[1] == pytest.approx(0.05, abs=0.01)
 
 
 def test_a_trial_on_this_machine() -> None:

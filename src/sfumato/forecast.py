@@ -10,8 +10,10 @@ import torch
 from sfumato.config import EVOLUTION, RunConfig
 from sfumato.hardware import Hardware, choose_hardware
 from sfumato.methods.denoising import cost_of
+from sfumato.methods.labelcheck import LABEL_CHECK
+from sfumato.methods.privimage_settings import FINE_TUNING, WARM_START
 from sfumato.methods.published import QUERY_MULTIPLIER, renyi_multiplier
-from sfumato.privacy.plan import Plan, SumTouch, TrainingTouch
+from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.run import make_plan
 from sfumato.speed import Speed, seconds_beside_training, settled
 
@@ -88,7 +90,7 @@ class Forecast:
         }
 
     def __str__(self) -> str:
-        (ours,) = (touch.noise_multiplier for touch in self.plan.touches if isinstance(touch, TrainingTouch))
+        (ours,) = (touch.noise_multiplier for touch in self.plan.touches if touch.name == FINE_TUNING)
         lines = [
             *self.plan.in_words(),
             f"Noise multiplier of training: {ours:.4g}; Renyi accounting, which priced the papers' runs, asks for "
@@ -111,7 +113,9 @@ def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed |
     """Prices a run; tries the machine's speed on random images if it is not given."""
     config, speed = settled(config, hardware or choose_hardware(), speed)
     plan, method, image = make_plan(config), config.privimage, config.image.spec().shape
-    (touch,) = (touch for touch in plan.touches if isinstance(touch, TrainingTouch))
+    by_name = {touch.name: touch for touch in plan.touches}
+    touch = by_name[FINE_TUNING]
+    assert isinstance(touch, TrainingTouch)
     size = config.public_size
     batch = touch.sampling_rate * size if size else method.batch
     notes = []
@@ -126,9 +130,7 @@ def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed |
         notes.append("The noise is larger than any gradient can be: use more records, fewer steps or more epsilon.")
     multiply_adds, kept = cost_of(method.shape(image, len(config.classes or ())), image)
     queried = config.public is not None and method.selection == "semantic"
-    warm_starts = [
-        touch.noise_multiplier for touch in plan.touches if isinstance(touch, SumTouch) for _ in range(touch.attempts)
-    ]
+    others = [by_name[name].mechanism for name in (WARM_START, LABEL_CHECK) if name in by_name]
     training = batch * method.draws * method.steps / speed.rows_per_second
     return Forecast(
         plan=plan,
@@ -141,7 +143,7 @@ def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed |
             config.epsilon,
             config.delta,
             QUERY_MULTIPLIER if queried else None,
-            warm_starts,
+            others,
         ),
         noise_per_step=noise,
         rows_per_second=speed.rows_per_second,

@@ -11,6 +11,7 @@ import time
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from sfumato.config import RunConfig
 from sfumato.errors import UserError
@@ -21,6 +22,7 @@ from sfumato.methods.privimage_settings import WIDER, PrivImageConfig
 from sfumato.methods.prototypes import Layout, share_for_clear_means
 from sfumato.methods.semantic import BATCH, DEFAULT_CLUSTERS
 from sfumato.nets.classifier import ConvNet
+from sfumato.nets.scattering import ScatteringClassifier
 from sfumato.privacy.accounting import gaussian_mu
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.records import Rows
@@ -32,6 +34,7 @@ READ_PER_SECOND = 2_000
 _RESERVE = 0.1  # of the minutes: machines are not equally fast all the time
 _LESSONS = 0.15  # of the minutes: public pretraining
 _LEAST_STEPS, _LEAST_BATCH = 10, 128
+_DRAWN_ANEW = 2  # pictures drawn for one that the label check lets pass; a guess
 _PICTURES, _CHUNKS = 256, 8
 _PATIENCE = 4.0  # seconds of a trial's chunk, or of its pictures
 _PRESET = PrivImageConfig()
@@ -45,12 +48,14 @@ class Speed(NamedTuple):
         rows_per_second: of private training, all cores.
         pictures_per_second: of sampling.
         votes_per_second: of the semantic query; not tried without public images.
+        checks_per_second: pictures a second whose class the label check judges.
     """
 
     parameters: int
     rows_per_second: float
     pictures_per_second: float
     votes_per_second: float = math.inf
+    checks_per_second: float = math.inf
 
 
 def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
@@ -69,7 +74,8 @@ def measure_speed(config: RunConfig, hardware: Hardware) -> Speed:
         parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
         rows_per_second=_trained_rows(config, hardware, records, draws, chunks),
         pictures_per_second=_drawn_pictures(config, learner, hardware),
-        votes_per_second=_votes_per_second(image) if config.public else math.inf,
+        votes_per_second=_pictures_per_second(ConvNet(image, DEFAULT_CLUSTERS), image) if config.public else math.inf,
+        checks_per_second=_pictures_per_second(ScatteringClassifier(image, 2), image) if config.classes else math.inf,
     )
 
 
@@ -131,8 +137,9 @@ def _drawn_pictures(config: RunConfig, learner: DenoisingLearner, hardware: Hard
 
 
 @torch.inference_mode()
-def _votes_per_second(image: tuple[int, int, int]) -> float:
-    network = ConvNet(image, DEFAULT_CLUSTERS).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _pictures_per_second(classifier: nn.Module, image: tuple[int, int, int]) -> float:
+    """Of a classifier's forward pass."""
+    network = classifier.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pictures = torch.randn(_PICTURES, *image).contiguous(memory_format=torch.channels_last)
     network(pictures)
     begun = time.perf_counter()
@@ -141,9 +148,15 @@ def _votes_per_second(image: tuple[int, int, int]) -> float:
 
 
 def seconds_beside_training(config: RunConfig, speed: Speed) -> float:
-    """Intake, public training and query, warm-up, sampling."""
+    """Intake, public training and query, warm-up, label check, sampling."""
     size, method = config.public_size or 0, config.privimage
-    seconds = size / READ_PER_SECOND + config.count / speed.pictures_per_second
+    drawn = config.count
+    seconds = size / READ_PER_SECOND
+    if method.check.spent(len(config.classes or ())):
+        drawn *= _DRAWN_ANEW
+        batch = method.check.sampling_rate(config.public_size) * size if size else method.check.batch
+        seconds += (method.check.steps * batch + drawn) / speed.checks_per_second
+    seconds += drawn / speed.pictures_per_second
     seconds += method.warm_steps * WARM_BATCH / speed.rows_per_second
     if config.public is not None:
         seconds += method.pretraining.steps * method.pretraining.batch / speed.rows_per_second
@@ -170,7 +183,7 @@ def settled(config: RunConfig, hardware: Hardware, speed: Speed | None = None) -
     """
     tried = speed is None
     speed = speed or measure_speed(config, hardware)
-    config = _lessons_in_time(_clear_means(config), speed)
+    config = _lessons_in_time(_clear_means(_with_check(config)), speed)
     if not _open(config):
         return with_steps(config, speed), speed
     if tried and config.minutes is not None:
@@ -197,8 +210,8 @@ def wide_pays(config: RunConfig, rows: float, parameters: int) -> bool:
 
 
 def _size_and_mu(config: RunConfig) -> tuple[int, float]:
-    mu = config.privimage.training_mu(gaussian_mu(config.epsilon, config.delta), config.public is not None)
-    return config.public_size or 1, mu
+    mu, classes = gaussian_mu(config.epsilon, config.delta), len(config.classes or ())
+    return config.public_size or 1, config.privimage.training_mu(mu, config.public is not None, classes)
 
 
 def _open(config: RunConfig) -> bool:
@@ -228,6 +241,13 @@ def _clear_means(config: RunConfig) -> RunConfig:
     mu = gaussian_mu(config.epsilon, config.delta)
     share = share_for_clear_means(layout, config.public_size or 1, mu, method.warm_attempts)
     return _with(config, method.model_copy(update={"warm_share": share}))
+
+
+def _with_check(config: RunConfig) -> RunConfig:
+    """The label check's share that follows from public values, where it was not set."""
+    image, mu = config.image.spec().shape, gaussian_mu(config.epsilon, config.delta)
+    check = config.privimage.check.settled(image, len(config.classes or ()), config.public_size, mu)
+    return _with(config, config.privimage.model_copy(update={"check": check}))
 
 
 def _parameters(config: RunConfig, method: PrivImageConfig) -> int:
@@ -286,6 +306,7 @@ def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
         return with_spectral_steps(config, measure_spectral_speed(config, hardware))
     if config.method != "privimage":
         return config
+    config = _with_check(config)
     if config.minutes is not None:
         return settled(config, hardware)[0]
     if not _open(config):

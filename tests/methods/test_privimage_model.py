@@ -26,7 +26,7 @@ GUIDED, PUBLISHED = UNetShape(4, 4, 2, (8, 8), (2, 1)), DDPMppShape(1, 8, 2, 8, 
 
 
 def model(shape: Shape, prototypes: Prototypes | None, mixed: float = 0.0) -> PrivImageModel:
-    return PrivImageModel(network_of(shape, 3), (1, 8, 8), prototypes, Sampler(steps=4), mixed, not_private=False)
+    return PrivImageModel(network_of(shape, 3), (1, 8, 8), prototypes, None, Sampler(steps=4), mixed, not_private=False)
 
 
 @pytest.mark.parametrize(("shape", "prototypes"), [(GUIDED, PROTOTYPES), (PUBLISHED, None), (PUBLISHED, PROTOTYPES)])

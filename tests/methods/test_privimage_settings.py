@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 from pydantic import ValidationError
 
+from sfumato.methods.labelcheck import LABEL_CHECK
 from sfumato.methods.privimage_settings import FINE_TUNING, WARM_START, PrivImageConfig
 from sfumato.nets.ddpmpp import DDPMpp, DDPMppShape
 from sfumato.nets.unet import UNetShape
@@ -42,11 +43,12 @@ def test_a_network_is_guided_where_there_is_a_warm_start() -> None:
         ({}, True, ("semantic query", WARM_START, FINE_TUNING)),
         ({"warm_share": 0.0}, False, (FINE_TUNING,)),
         ({"preset": "paper"}, True, ("semantic query", FINE_TUNING)),
+        ({"check": {"share": 0.05}}, True, ("semantic query", WARM_START, LABEL_CHECK, FINE_TUNING)),
     ],
 )
 def test_the_touches_that_are_bought(changes: dict[str, object], public: bool, names: tuple[str, ...]) -> None:
     config = PrivImageConfig.model_validate(changes)
-    requests = config.requests(60_000, public=public)
+    requests = config.requests(60_000, classes=10, public=public)
     assert tuple(request.name for request in requests) == names
     training = asdict(requests[-1])  # type: ignore[call-overload]
     assert (training["clipping"], training["rows"], training["steps"]) == (config.clipping, config.draws, config.steps)

@@ -82,6 +82,40 @@ def test_the_noise_of_auxiliary_touches(plan: Plan) -> None:
     assert accounting.epsilon(mechanisms, plan.delta, COARSE) > plan.epsilon
 
 
+SECOND = TrainingRequest("second training", sampling_rate=0.03, steps=100, clip_norm=1.0, share=0.05)
+
+
+def test_auxiliary_training_is_priced_with_all_the_rest() -> None:
+    """Its noise follows from its share, rounded up; what it costs is in the composed price, to the last step."""
+    mu = accounting.gaussian_mu(1.0, 1e-6)
+    plan, alone = calibrated([SECOND, TRAINING]), calibrated([TRAINING])
+    second, training = plan.touches
+    assert isinstance(second, TrainingTouch)
+    noise = 1 / math.sqrt(math.log1p(0.05 * mu**2 / (0.03**2 * 100)))
+    assert second.noise_multiplier == accounting.round_up_noise(noise)
+    assert training.noise_multiplier > alone.touches[0].noise_multiplier
+    exact = accounting.epsilon((second.mechanism, training.mechanism), plan.delta, COARSE)
+    assert plan.planned_epsilon == pytest.approx(exact, abs=1e-4)
+    assert exact <= 1.0
+    without = accounting.epsilon((training.mechanism,), plan.delta, COARSE)
+    assert plan.epsilon_of({"fine-tuning": 200}) == pytest.approx(without, abs=1e-4)
+    assert without < exact - 0.005
+    assert plan.shares() == {
+        "second training": pytest.approx(0.05, rel=1e-3),
+        "fine-tuning": pytest.approx(0.95, abs=1e-3),
+    }
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.3])
+def test_a_share_of_training_costs_what_a_gaussian_of_that_share_does(share: float) -> None:
+    """The central limit theorem by which shares are told is close to the exact price."""
+    mu = accounting.gaussian_mu(1.0, 1e-6)
+    touch = calibrated([dataclasses.replace(SECOND, share=share), TRAINING]).touches[0]
+    exact = accounting.gaussian_mu(accounting.epsilon((touch.mechanism,), 1e-6, COARSE), 1e-6)
+    assert exact == pytest.approx(math.sqrt(share) * mu, rel=0.1)
+
+
 def test_calibration_is_cross_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "rdp_epsilon", lambda *_: 0.5)
     with pytest.raises(InternalError, match="disagree"):
@@ -91,6 +125,8 @@ def test_calibration_is_cross_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calibration_needs_one_main_touch() -> None:
     with pytest.raises(UserError, match="2 of the requested touches have no share"):
         calibrated([VOTES, TRAINING])
+    with pytest.raises(UserError, match="2 of the requested touches have no share"):
+        calibrated([dataclasses.replace(SECOND, share=None), TRAINING])
     with pytest.raises(UserError, match="0 of the requested touches have no share"):
         calibrated([CLASSES])
     with pytest.raises(UserError, match="stay below 1"):

@@ -6,8 +6,9 @@
    (`pretraining.py`). Free.
 4. Warm start: one noisy sum gives a small Gaussian model of every class (`prototypes.py`), and the network learns, from
    samples of that model, to denoise around the class means. The samples are free.
-5. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
-6. Sampling is free.
+5. Label check: a small share of the budget teaches a linear classifier to tell the classes apart (`labelcheck.py`).
+6. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
+7. Sampling is free, and so is drawing anew what the classifier takes for another class.
 
 Without public images the method begins at 4.
 """
@@ -18,6 +19,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from sfumato.data.release import contact_sheet
 from sfumato.hardware import Hardware
 from sfumato.methods.curves import curve
 from sfumato.methods.denoising import DenoisingLearner, Image, Schedule, Shape
+from sfumato.methods.labelcheck import LABEL_CHECK, learn_check
 from sfumato.methods.pretraining import Examples, chosen_examples, lot_of_examples, pretrain
 from sfumato.methods.privimage_model import PrivImageModel, guides_of, stamped
 from sfumato.methods.privimage_settings import FINE_TUNING, WARM_START, PrivImageConfig
@@ -128,16 +131,21 @@ def fit(
         )
         for step in warm_up:
             progress("warm-up on the class models", step, config.warm_steps)
-    # 5. Private training.
+    # 5. Label check.
+    check = None
+    if config.check.spent(classes):
+        told = partial(progress, LABEL_CHECK)
+        check = learn_check(config.check, session, image, classes, size=size, progress=told)
+    # 6. Private training.
     touch = session.touch(FINE_TUNING, TrainingTouch)
     divisor = touch.sampling_rate * size if size else float(config.batch)
     for step in private_training(
         session, FINE_TUNING, learner, divisor=divisor, chunk=config.chunk, precision=hardware.precision
     ):
         progress("private training", step, touch.steps)
-    # 6. Sampling is the model's.
+    # 7. Sampling is the model's.
     return PrivImageModel(
-        learner.averaged, image, prototypes, config.sampler.sampler(), config.mixed, not session.noise.private
+        learner.averaged, image, prototypes, check, config.sampler.sampler(), config.mixed, not session.noise.private
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run of PrivImage releases, and how it draws pictures."""
+"""What a run of PrivImage makes, and how it draws pictures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from torch import Tensor
 from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import Image, Network, Shape, View, draw_pictures, network_of
+from sfumato.methods.labelcheck import LabelCheck
 from sfumato.methods.prototypes import Prototypes
 from sfumato.nets.diffusion import Sampler
 
 
 @dataclass(frozen=True)
 class PrivImageModel:
-    """The averaged network, and the class models that it draws around.
+    """The averaged network, the class models that it draws around, and what checks the pictures.
 
     Attributes:
         network: averaged weights.
         image: `(C, H, W)` of the pictures.
         prototypes: class means and factors; None where there was no warm start.
+        check: of the classes that pictures show; None where there was none.
         sampler: how pictures are drawn.
         mixed: share of the pictures that the class models draw themselves.
         not_private: the weights come from a run with test noise.
@@ -35,6 +37,7 @@ class PrivImageModel:
     network: Network
     image: Image
     prototypes: Prototypes | None
+    check: LabelCheck | None
     sampler: Sampler
     mixed: float
     not_private: bool
@@ -45,7 +48,8 @@ class PrivImageModel:
         network, guides = self.network.to(hardware.device), guides_of(self.prototypes, self.network.shape)
         if guides is not None:
             guides = guides.to(hardware.device, memory_format=torch.channels_last)
-        for part in torch.split(labels, batch):
+
+        def draw(part: Tensor) -> Tensor:
             pictures = draw_pictures(network, self.image, guides, part, generator, self.sampler, hardware).cpu()
             if self.mixed and self.prototypes is not None:
                 blurred = torch.rand(len(part), generator=generator) < self.mixed
@@ -53,6 +57,10 @@ class PrivImageModel:
                 pictures = torch.where(
                     blurred[:, None, None, None], self.prototypes.sample(classes, generator), pictures
                 )
+            return pictures
+
+        for part in torch.split(labels, batch):
+            pictures = draw(part) if self.check is None else self.check.agreed(part, draw)
             yield ((pictures + 1) * 127.5).round().to(torch.uint8)
 
     def save(self, folder: Path) -> None:
@@ -60,11 +68,14 @@ class PrivImageModel:
         state = {f"network.{name}": value.contiguous() for name, value in self.network.state_dict().items()}
         if self.prototypes is not None:
             state |= {f"prototypes.{name}": value for name, value in self.prototypes.state().items()}
+        if self.check is not None:
+            state |= {f"check.{name}": value for name, value in self.check.state().items()}
         facts = {
             "shape": json.dumps(self.network.shape),
             "image": json.dumps(self.image),
             "sampler": json.dumps(self.sampler._asdict()),
             "mixed": json.dumps(self.mixed),
+            "tries": json.dumps(self.check.tries if self.check else 1),
         }
         if self.not_private:
             facts["privacy"] = "NOT PRIVATE"
@@ -83,11 +94,13 @@ class PrivImageModel:
 
         network = network_of(shape, 0)
         network.load_state_dict(part("network."))
-        known = part("prototypes.")
+        known, checked = part("prototypes."), part("check.")
+        image = (facts["image"][0], facts["image"][1], facts["image"][2])
         return cls(
             network.requires_grad_(False),
-            (facts["image"][0], facts["image"][1], facts["image"][2]),
+            image,
             Prototypes(**known) if known else None,
+            LabelCheck.of(image, checked, facts["tries"]) if checked else None,
             Sampler(**facts["sampler"]),
             facts["mixed"],
             not_private,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sfumato.methods.denoising import Image, Shape
+from sfumato.methods.labelcheck import LabelCheckConfig
 from sfumato.methods.presets import filled
 from sfumato.methods.pretraining import PretrainingConfig
 from sfumato.methods.proportions import noise, proportions
@@ -52,6 +53,7 @@ PRESETS = MappingProxyType(
             "average": 0.999,
             "label_dropout": 0.1,
             "warm_share": 0.0,
+            "check": {"share": 0.0},
             "semantic": {"share": 0.005, "votes": 5, "kept": 0.05, "rule": "in order"},
             "pretraining": {"steps": 200_000, "batch": 1024, "rate": 3e-4},
             "sampler": {
@@ -129,6 +131,7 @@ class PrivImageConfig(BaseModel):
         sampler: how pictures are drawn.
         mixed: share of a release that the warm start's class models draw themselves: blurred pictures that help some
             classifiers.
+        check: of the classes that drawn pictures show, by a private classifier.
         selection: which public images pretrain the network: those that the "semantic" query chooses, as many at
             "random", or "all"; the last two ask the private images nothing, and show public ones without a label.
         semantic: the semantic query.
@@ -159,6 +162,7 @@ class PrivImageConfig(BaseModel):
     chunk: int = Field(_CHUNK, ge=1)
     sampler: SamplerConfig = SamplerConfig()
     mixed: float = Field(0.0, ge=0, le=1)
+    check: LabelCheckConfig = LabelCheckConfig()
     selection: Literal["semantic", "random", "all"] = "semantic"
     semantic: SemanticConfig = SemanticConfig()
     pretraining: PretrainingConfig = PretrainingConfig()
@@ -189,10 +193,10 @@ class PrivImageConfig(BaseModel):
         """Whether batch, steps and draws are left to be chosen."""
         return self.preset == "laptop" and not self.model_fields_set.intersection(CHOSEN)
 
-    def training_mu(self, mu: float, public: bool) -> float:
+    def training_mu(self, mu: float, public: bool, classes: int) -> float:
         """What is left of the budget `mu` for training."""
         query = self.semantic.share if public and self.selection == "semantic" else 0.0
-        return mu * math.sqrt(1 - self.warm_share - query)
+        return mu * math.sqrt(1 - self.warm_share - query - self.check.spent(classes))
 
     def proportioned(self, rows: float, size: int, mu: float, parameters: int) -> PrivImageConfig:
         """Batch, steps and draws for a budget of rows, see `proportions`.
@@ -219,9 +223,11 @@ class PrivImageConfig(BaseModel):
             return False
         return noise(proportions(rows, size, mu, parameters), size, mu, parameters) <= _WIDER_NOISE
 
-    def requests(self, size: int | None, *, public: bool = False) -> tuple[Request, ...]:
+    def requests(self, size: int | None, *, classes: int, public: bool = False) -> tuple[Request, ...]:
         """The touches that the method asks the plan for; the query only where there are public images to choose."""
         requests: list[Request] = [self.training_request(size)]
+        if self.check.spent(classes):
+            requests.insert(0, self.check.request(size))
         if self.warm_share:
             requests.insert(0, SumRequest(WARM_START, 1.0, attempts=self.warm_attempts, share=self.warm_share))
         if public and self.selection == "semantic":

@@ -25,7 +25,7 @@ def renyi_multiplier(
     epsilon: float,
     delta: float,
     query_multiplier: float | None = QUERY_MULTIPLIER,
-    others: Sequence[float] = (),
+    others: Sequence[accounting.Mechanism] = (),
 ) -> float:
     """Noise multiplier of training by Renyi accounting, to a relative 0.1 % and from above.
 
@@ -35,16 +35,15 @@ def renyi_multiplier(
         epsilon: of query and training together.
         delta: likewise.
         query_multiplier: noise of one Gaussian query over its sensitivity; None for no query.
-        others: likewise, of what else is asked of all records.
+        others: what else the run asks of the records.
 
     Raises:
         UserError: a number is out of range, or no noise multiplier up to 1000 meets epsilon.
     """
-    asked = [*others] if query_multiplier is None else [query_multiplier, *others]
-    query = tuple(Training(multiplier, 1.0, 1) for multiplier in asked)
+    query = () if query_multiplier is None else (Training(query_multiplier, 1.0, 1),)
 
     def price(multiplier: float) -> float:
-        return accounting.rdp_epsilon((*query, Training(multiplier, sampling_rate, steps)), delta)
+        return accounting.rdp_epsilon((*query, *others, Training(multiplier, sampling_rate, steps)), delta)
 
     low, high = 0.3, 0.6
     while price(high) > epsilon:

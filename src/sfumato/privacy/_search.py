@@ -10,12 +10,27 @@ from collections.abc import Callable
 
 from sfumato.privacy._mechanisms import NOISE_RANGE, Mechanism, Training
 
+_LARGEST_EXPONENT = 700.0  # of e, in double precision
 
-def first_guess(at_one: Mechanism, mu: float) -> float:
-    """A starting noise: Gaussian-DP without sampling, its central limit theorem with it (Bu, Dong, Long, Su 2020)."""
+
+def noise_for(at_one: Mechanism, mu: float) -> float:
+    """The noise with which a mechanism is about as telling as one Gaussian release of noise multiplier 1 / mu.
+
+    Exact up to the discreteness of noise without sampling; with it, the central limit theorem of Gaussian DP (Bu, Dong,
+    Long, Su 2020). `at_one` is the mechanism with noise multiplier 1.
+    """
     if isinstance(at_one, Training):
         return 1 / math.sqrt(math.log1p(mu**2 / (at_one.sampling_rate**2 * at_one.steps)))
     return math.sqrt(2 * at_one.rho) / mu
+
+
+def mu_of(mechanism: Mechanism) -> float:
+    """The mu for which `noise_for` gives the mechanism's noise; infinite where it is too little to be told."""
+    if isinstance(mechanism, Training):
+        exponent = mechanism.noise_multiplier**-2
+        told = math.expm1(exponent) if exponent < _LARGEST_EXPONENT else math.inf
+        return mechanism.sampling_rate * math.sqrt(mechanism.steps * told)
+    return math.sqrt(2 * mechanism.rho)
 
 
 def solve(price: Callable[[float], float], target: float, start: float) -> float:

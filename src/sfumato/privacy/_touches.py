@@ -189,7 +189,7 @@ class SumRequest:
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A `TrainingTouch` whose noise is still to be found; always the main touch.
+    """A `TrainingTouch` whose noise is still to be found; `share` of mu^2 in (0, 1), or None for the main touch.
 
     *Guarantee:* none before it is calibrated. *Does not cover:* as the touch.
     """
@@ -201,12 +201,12 @@ class TrainingRequest:
     rows: int = 1
     slack: float = 1e-6
     clipping: Clipping = "automatic"
-
-    share: ClassVar[None] = None
+    share: float | None = None
 
     def at(self, noise: float) -> TrainingTouch:
         """The touch with this noise multiplier."""
-        return TrainingTouch(noise_multiplier=noise, **dataclasses.asdict(self))
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "share"}
+        return TrainingTouch(noise_multiplier=noise, **fields)
 
 
 Request = HistogramRequest | SumRequest | TrainingRequest

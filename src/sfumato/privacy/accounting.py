@@ -31,7 +31,7 @@ from sfumato.privacy._mechanisms import (
     Training,
     positive,
 )
-from sfumato.privacy._search import first_guess, solve
+from sfumato.privacy._search import noise_for, solve
 
 __all__ = [
     "INTERVAL",
@@ -299,7 +299,7 @@ def calibrate(
     if _price(_in_order(others), delta, interval) >= target:
         raise refusal
     coarse = _SEARCH_COARSER * interval
-    noise, surplus = first_guess(at_noise(1.0), gaussian_mu(target, delta)), 0.0
+    noise, surplus = noise_for(at_noise(1.0), gaussian_mu(target, delta)), 0.0
     for _ in range(5):
         noise = solve(functools.partial(price, step=coarse), target + surplus, noise)
         if noise == least or abs(price(noise) - target) <= 2e-4 * target:

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 from sfumato.errors import InternalError, UserError
 from sfumato.privacy import accounting
 from sfumato.privacy._mechanisms import normalise, positive, whole
+from sfumato.privacy._search import mu_of, noise_for
 from sfumato.privacy._touches import (
     HistogramRequest,
     HistogramTouch,
@@ -124,7 +125,8 @@ class Plan:
         """Finds the noise of every requested touch, and cross-checks the price of them all.
 
         An auxiliary touch that makes n releases of sensitivity 1 gets the noise multiplier sqrt(n) / (sqrt(share) mu),
-        rounded up; the main touch's is found by a search on the composed PLD.
+        rounded up; auxiliary training the one at which Gaussian DP's central limit theorem gives it mu sqrt(share). The
+        main touch's is found by a search on the composed PLD, in which the others stand with their exact price.
 
         *Guarantee:* the plan's `planned_epsilon` is at most `epsilon`, and two accountants agree on it
         (`accounting.cross_check`). *Does not cover:* what is not requested.
@@ -149,7 +151,7 @@ class Plan:
         touches = {
             request.name: request.at(_auxiliary_noise(request, request.share, mu))
             for request in requests
-            if not isinstance(request, TrainingRequest) and request.share is not None
+            if request.share is not None
         }
         others = [touch.mechanism for touch in touches.values()]
         noise = accounting.calibrate(lambda z: main.at(z).mechanism, epsilon, delta, others, interval)
@@ -210,17 +212,13 @@ class Plan:
     def shares(self) -> dict[str, float]:
         """Each touch's share of mu^2, where mu is the Gaussian-DP parameter of the target.
 
-        An auxiliary touch of n releases has n / (noise_multiplier mu)^2, exact but for the discreteness of its noise;
-        the main touch has the rest, roundings included.
+        An auxiliary touch of n releases has n / (noise_multiplier mu)^2, exact but for the discreteness of its noise,
+        auxiliary training what the central limit theorem of Gaussian DP says; the main touch has the rest.
 
         *Guarantee:* none; for a forecast. *Does not cover:* the price, which is `planned_epsilon`.
         """
         mu = accounting.gaussian_mu(self.epsilon, self.delta)
-        shares = {
-            touch.name: 2 * touch.mechanism.rho / mu**2
-            for touch in self.touches
-            if touch.name != self.main and not isinstance(touch, TrainingTouch)
-        }
+        shares = {touch.name: (mu_of(touch.mechanism) / mu) ** 2 for touch in self.touches if touch.name != self.main}
         rest = 1 - math.fsum(shares.values())
         return {touch.name: shares.get(touch.name, rest) for touch in self.touches}
 
@@ -323,8 +321,7 @@ def _main_of(requests: tuple[Request, ...]) -> Request:
     main = [request for request in requests if request.share is None]
     if len(main) != 1:
         raise UserError(
-            f"{len(main)} of the requested touches have no share of the budget; exactly one must, the main touch, and"
-            " private training is always it."
+            f"{len(main)} of the requested touches have no share of the budget; exactly one must, the main touch."
         )
     shares = [positive("share", request.share, 1.0) for request in requests if request.share is not None]
     if math.fsum(shares) >= 1:
@@ -332,6 +329,6 @@ def _main_of(requests: tuple[Request, ...]) -> Request:
     return main[0]
 
 
-def _auxiliary_noise(request: HistogramRequest | SumRequest, share: float, mu: float) -> float:
-    """The noise at which Gaussian releases with these sensitivities would have `share` of mu^2, rounded up."""
-    return accounting.round_up_noise(math.sqrt(2 * request.at(1.0).mechanism.rho / share) / mu)
+def _auxiliary_noise(request: Request, share: float, mu: float) -> float:
+    """The noise at which the touch has about `share` of mu^2, rounded up."""
+    return accounting.round_up_noise(noise_for(request.at(1.0).mechanism, mu * math.sqrt(share)))

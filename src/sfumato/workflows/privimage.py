@@ -24,8 +24,9 @@ class PrivImageWorkflow:
     """See `Workflow`."""
 
     def requests(self, config: RunConfig) -> tuple[Request, ...]:
-        """Class shares (where they are bought), semantic query (with public images), warm start, private training."""
-        own = config.privimage.requests(config.public_size, public=config.public is not None)
+        """Class shares where they are bought, semantic query with public images, warm start, label check, training."""
+        classes = len(config.classes or ())
+        own = config.privimage.requests(config.public_size, classes=classes, public=config.public is not None)
         return *share_requests(config), *own
 
     def prepare(self, work: Work, private: Path | None, others: tuple[Path, ...]) -> dict[str, Any]:

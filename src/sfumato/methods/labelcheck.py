@@ -1,0 +1,229 @@
+"""A private classifier that checks which class a drawn picture shows, so that a release's labels are what they say.
+
+A generator that had to learn under noise mixes classes up: of what it draws as a shirt, much is a coat. Telling classes
+apart is far easier to learn than drawing them, so a small share of the budget buys a linear classifier on fixed
+features (`nets/scattering.py`). It costs one touch, private training; judging what was drawn is post-processing. A
+picture that it takes for another class is drawn anew, a few times at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from sfumato.nets.scattering import Scattering, ScatteringClassifier
+from sfumato.privacy.plan import TrainingRequest, TrainingTouch
+from sfumato.privacy.records import Rows
+from sfumato.privacy.session import Session
+from sfumato.privacy.training import private_training
+
+LABEL_CHECK = "label check"
+
+_CLEAR, _BLIND = 0.025, 0.2
+"""Norm of the whole training's noise, see `noise`: where less of it gains little, and where it learns nothing."""
+_LEAST_SHARE, _LARGEST_SHARE = 0.02, 0.1  # of mu^2
+_FASTEST, _SLOWEST, _MOMENTUM = 2.0, 0.25, 0.9  # of gradient descent
+_LARGEST_RATE = 0.25
+_CHUNK = 256
+
+Image = tuple[int, int, int]
+"""`(C, H, W)` of a picture."""
+
+
+class LabelCheckConfig(BaseModel):
+    """Settings of the label check.
+
+    Attributes:
+        share: share of mu^2 that it may spend; 0 leaves it out. By default as much as the classifier needs, from
+            epsilon, classes and the declared size; nothing where none is declared, or where it could learn nothing.
+        batch: expected records per step, at most a quarter of all.
+        rate_without_size: sampling rate where no size is declared.
+        steps: of private training.
+        tries: how often a picture is drawn at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float | None = Field(None, ge=0, lt=1)
+    batch: int = Field(2048, ge=1)
+    rate_without_size: float = Field(0.03, gt=0, le=1)
+    steps: int = Field(100, ge=1, le=100_000)
+    tries: int = Field(4, ge=2, le=100)
+
+    def settled(self, image: Image, classes: int, size: int | None, mu: float) -> LabelCheckConfig:
+        """With the share that follows from public values, if none was set.
+
+        Args:
+            image: `(C, H, W)`.
+            classes: declared.
+            size: declared number of records.
+            mu: Gaussian-DP parameter of the whole run.
+        """
+        if self.share is not None:
+            return self
+        share = 0.0
+        if classes > 1 and size is not None:
+            at_all = noise(image, classes, size, mu)
+            share = min(max((at_all / _CLEAR) ** 2, _LEAST_SHARE), _LARGEST_SHARE)
+            share = share if at_all / math.sqrt(share) <= _BLIND else 0.0
+        return self.model_copy(update={"share": share})
+
+    def spent(self, classes: int) -> float:
+        """Share of mu^2 that a run of so many declared classes spends."""
+        return (self.share or 0.0) if classes > 1 else 0.0
+
+    def sampling_rate(self, size: int | None) -> float:
+        """Poisson rate, from public values."""
+        return self.rate_without_size if size is None else min(_LARGEST_RATE, self.batch / size)
+
+    def request(self, size: int | None) -> TrainingRequest:
+        """The touch."""
+        return TrainingRequest(
+            LABEL_CHECK, sampling_rate=self.sampling_rate(size), steps=self.steps, clip_norm=1.0, share=self.share
+        )
+
+
+def noise(image: Image, classes: int, size: int, mu: float) -> float:
+    """Norm of what noise the whole training has at best, over the largest mean gradient: sqrt(parameters) / (mu size).
+
+    Seen as one release of the sum over all records; see `proportions.py`.
+    """
+    return math.sqrt((Scattering(image).dimensions + 1) * classes) / (mu * size)
+
+
+class _Learner:
+    """Logistic regression by gradient descent with momentum; what counts is the mean of the second half's weights."""
+
+    def __init__(self, image: Image, classes: int, rate: float, steps: int) -> None:
+        self.model = ScatteringClassifier(image, classes)
+        self._rate, self._half = rate, steps // 2
+        self._moments = {name: torch.zeros_like(value) for name, value in self.model.named_parameters()}
+        self._sums = {name: torch.zeros_like(value) for name, value in self.model.named_parameters()}
+        self._summed = torch.zeros(())
+
+    def loss(self, model: nn.Module, rows: Rows) -> Tensor:
+        """Cross-entropy of each row; none for a record of no declared class."""
+        scores = model(rows.images.float() / 127.5 - 1)
+        return F.cross_entropy(scores, rows.labels, reduction="none", ignore_index=-1)
+
+    @torch.no_grad()
+    def update(self, gradient: Mapping[str, Tensor], step: int) -> None:
+        """One step; the rate stays."""
+        for name, parameter in self.model.named_parameters():
+            self._moments[name].mul_(_MOMENTUM).add_(gradient[name])
+            parameter.sub_(self._rate * self._moments[name])
+            if step > self._half:
+                self._sums[name].add_(parameter)
+        self._summed += step > self._half
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The mean of the later weights; the weights themselves if kills left no later step."""
+        if not self._summed:
+            return {name: value.detach() for name, value in self.model.named_parameters()}
+        return {name: total / self._summed for name, total in self._sums.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, momentum and sums, by name."""
+        state = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
+        state |= {f"moment.{name}": value for name, value in self._moments.items()}
+        state |= {f"sum.{name}": value for name, value in self._sums.items()} | {"summed": self._summed}
+        return {name: value.clone() for name, value in state.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state` gave."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(state[f"model.{name}"])
+            self._moments[name].copy_(state[f"moment.{name}"])
+            self._sums[name].copy_(state[f"sum.{name}"])
+        self._summed.copy_(state["summed"])
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """A released classifier of pictures.
+
+    Attributes:
+        classifier: its weights.
+        tries: how often a picture is drawn at most.
+    """
+
+    classifier: ScatteringClassifier
+    tries: int
+
+    @classmethod
+    def of(cls, image: Image, weights: Mapping[str, Tensor], tries: int) -> LabelCheck:
+        """From the weights of its linear layer, as `state` gives them."""
+        classifier = ScatteringClassifier(image, len(weights["head.bias"]))
+        classifier.load_state_dict(dict(weights))
+        return cls(classifier.requires_grad_(False), tries)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to save."""
+        return dict(self.classifier.state_dict())
+
+    @torch.inference_mode()
+    def agreed(self, labels: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Pictures that show their label, as far as `tries` allow; of those that never did, the likeliest.
+
+        Args:
+            labels: int64 `(N,)`, at least 0.
+            draw: gives pictures `(n, C, H, W)` in [-1, 1] for labels `(n,)`, others each time.
+        """
+        pictures = draw(labels)
+        agrees, odds = self._judged(pictures, labels)
+        for _ in range(self.tries - 1):
+            doubtful = torch.nonzero(~agrees)[:, 0]
+            if not len(doubtful):
+                break
+            again = draw(labels[doubtful])
+            agrees_now, odds_now = self._judged(again, labels[doubtful])
+            better = agrees_now | (odds_now > odds[doubtful])
+            places = doubtful[better]
+            pictures[places], agrees[places], odds[places] = again[better], agrees_now[better], odds_now[better]
+        return pictures
+
+    def _judged(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the classifier sees the label too, and how likely it holds it: bool and float `(N,)`."""
+        odds = torch.cat([self.classifier(part) for part in torch.split(pictures, _CHUNK)]).log_softmax(1)
+        return odds.argmax(1) == labels, odds.gather(1, labels[:, None])[:, 0]
+
+
+def learn_check(
+    config: LabelCheckConfig,
+    session: Session,
+    image: Image,
+    classes: int,
+    *,
+    size: int | None,
+    progress: Callable[[int, int], None],
+) -> LabelCheck:
+    """Runs the touch, or what is left of it after a crash.
+
+    Args:
+        config: settled settings.
+        session: the planned touches.
+        image: `(C, H, W)`.
+        classes: declared, at least 2.
+        size: declared number of records, or None.
+        progress: told attempts made, and how many there are.
+    """
+    touch = session.touch(LABEL_CHECK, TrainingTouch)
+    divisor = touch.sampling_rate * size if size else float(config.batch)
+    learner = _Learner(image, classes, _rate(touch, divisor, image, classes), touch.steps)
+    for step in private_training(session, LABEL_CHECK, learner, divisor=divisor, chunk=_CHUNK):
+        progress(step, touch.steps)
+    return LabelCheck.of(image, learner.averaged(), config.tries)
+
+
+def _rate(touch: TrainingTouch, divisor: float, image: Image, classes: int) -> float:
+    """Of descent: the less, the more noise the whole training has, measured as in `noise`."""
+    parameters = (Scattering(image).dimensions + 1) * classes
+    whole = touch.noise_multiplier * math.sqrt(parameters / touch.steps) / divisor
+    return min(max(_FASTEST * 2 * _CLEAR / whole, _SLOWEST), _FASTEST)
