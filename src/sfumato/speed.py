@@ -34,7 +34,7 @@ READ_PER_SECOND = 2_000
 _RESERVE = 0.1  # of the minutes: machines are not equally fast all the time
 _LESSONS = 0.15  # of the minutes: public pretraining
 _LEAST_STEPS, _LEAST_BATCH = 10, 128
-_DRAWN_ANEW = 2  # pictures drawn for one that the label check lets pass; a guess
+_DRAWN = 1.3  # pictures drawn for one that is released, where a label check sorts them; a guess
 _PICTURES, _CHUNKS = 256, 8
 _PATIENCE = 4.0  # seconds of a trial's chunk, or of its pictures
 _PRESET = PrivImageConfig()
@@ -150,10 +150,10 @@ def _pictures_per_second(classifier: nn.Module, image: tuple[int, int, int]) -> 
 def seconds_beside_training(config: RunConfig, speed: Speed) -> float:
     """Intake, public training and query, warm-up, label check, sampling."""
     size, method = config.public_size or 0, config.privimage
-    drawn = config.count
+    drawn: float = config.count
     seconds = size / READ_PER_SECOND
     if method.check.spent(len(config.classes or ())):
-        drawn *= _DRAWN_ANEW
+        drawn *= _DRAWN
         batch = method.check.sampling_rate(config.public_size) * size if size else method.check.batch
         seconds += (method.check.steps * batch + drawn) / speed.checks_per_second
     seconds += drawn / speed.pictures_per_second

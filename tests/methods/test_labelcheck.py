@@ -1,4 +1,4 @@
-"""The label check: a classifier learned through one touch, and pictures drawn anew until it agrees."""
+"""The label check: a classifier learned through one touch, and pictures sorted by what it sees in them."""
 
 from __future__ import annotations
 
@@ -104,46 +104,75 @@ def test_records_of_no_class_teach_nothing() -> None:
     assert all(not value.grad.any() for value in learner.model.parameters() if value.grad is not None)
 
 
-def test_what_disagrees_is_drawn_anew(check: LabelCheck) -> None:
-    """A generator that errs at every second picture, but never at the same twice."""
+def shown(check: LabelCheck, pictures: torch.Tensor) -> list[int]:
+    return check.classifier(pictures).argmax(1).tolist()
+
+
+def test_pictures_are_released_as_what_they_show(check: LabelCheck) -> None:
+    """A generator that draws the other class half of the time: nothing is thrown away, all go where they belong."""
     labels, asked = torch.arange(40) % 2, []
 
     def draw(part: torch.Tensor) -> torch.Tensor:
-        wrong = torch.arange(len(part)) % 4 == 0 if not asked else torch.zeros(len(part), dtype=torch.bool)
         asked.append(len(part))
-        return bars(torch.where(wrong, 1 - part, part).tolist())
+        return bars([int(label) ^ (number // 2 % 2) for number, label in enumerate(part)])
 
-    pictures = check.agreed(labels, draw)
-    assert asked == [40, 10]
-    assert check.classifier(pictures).argmax(1).tolist() == labels.tolist()
-
-
-def test_what_agrees_at_once_is_kept(check: LabelCheck) -> None:
-    labels = torch.tensor([0, 1, 1, 0])
-    first = bars(labels.tolist())
-    assert torch.equal(check.agreed(labels, lambda part: first.clone()), first)
+    pictures = check.sorter().fill(labels, draw)
+    assert shown(check, pictures) == labels.tolist()
+    assert asked == [40]
+    drawn = draw(labels)
+    assert sorted(map(bytes, pictures.numpy())) == sorted(map(bytes, drawn.numpy()))
 
 
-@pytest.mark.parametrize("tries", [2, 4])
-def test_after_all_tries_the_likeliest_stays(check: LabelCheck, tries: int) -> None:
-    """A generator that draws the wrong class each time, ever less clearly, then more clearly again."""
-    limited = LabelCheck(check.classifier, tries)
-    wrong, asked = bars([1]), []
+def test_too_few_of_a_class_are_drawn_anew_and_the_others_wait(check: LabelCheck) -> None:
+    """A generator whose every "a" is a "b" at first."""
+    labels, asked = torch.tensor([0, 1, 0, 1]), []
 
     def draw(part: torch.Tensor) -> torch.Tensor:
-        assert part.tolist() == [0]
-        faint = [0.9, 0.4, 0.7, 0.8][len(asked)]
-        asked.append(faint)
-        return faded(faint)
+        asked.append(part.tolist())
+        return bars([1] * len(part) if len(asked) == 1 else part.tolist())
 
-    def faded(faint: float) -> torch.Tensor:
-        return -1 + faint * (wrong + 1) + 0.1 * (1 - faint) * (bars([0]) + 1)
+    sorter = check.sorter()
+    assert shown(check, sorter.fill(labels, draw)) == [0, 1, 0, 1]
+    assert asked == [[0, 1, 0, 1], [0, 0]]
+    assert shown(check, sorter.fill(torch.tensor([1, 1]), draw)) == [1, 1]  # the two that waited
+    assert len(asked) == 2
+    assert shown(check, sorter.fill(torch.tensor([1]), draw)) == [1]
+    assert asked[2:] == [[1]]
 
-    kept = limited.agreed(torch.tensor([0]), draw)
-    assert len(asked) == tries
-    odds = [float(check.classifier(faded(faint)).log_softmax(1)[0, 0]) for faint in asked]
-    assert float(check.classifier(kept).log_softmax(1)[0, 0]) == pytest.approx(max(odds), rel=1e-5)
-    assert max(odds) < math.log(0.5)  # it never agreed
+
+@pytest.mark.parametrize("tries", [1, 4])
+def test_after_all_tries_the_nearest_is_taken_once(check: LabelCheck, tries: int) -> None:
+    """A generator that knows one class only, fainter or clearer."""
+    limited, asked = LabelCheck(check.classifier, tries), []
+    strengths = torch.linspace(0.3, 0.9, 6)
+
+    def draw(part: torch.Tensor) -> torch.Tensor:
+        asked.append(len(part))
+        return -1 + strengths[: len(part), None, None, None] * (bars([1] * len(part)) + 1)
+
+    pictures = limited.sorter().fill(torch.tensor([0, 0, 1, 1, 1, 0]), draw)
+    assert asked == [6] + [3] * (tries - 1)
+    assert shown(check, pictures) == [1] * 6
+    if tries == 1:  # all six are given, each once; the three for "a" are the likeliest of those that "b" left
+        assert len({bytes(one) for one in pictures.numpy()}) == 6
+        odds = check.classifier(pictures).log_softmax(1)[:, 0]
+        assert float(odds[0]) >= float(odds[1]) >= float(odds[5])
+
+
+def test_as_many_places_as_waiting_pictures_allow(check: LabelCheck) -> None:
+    """Over many calls, places are filled by class, whatever share of the pictures shows it."""
+    torch.manual_seed(0)
+    sorter, drawn = LabelCheck(check.classifier, 30).sorter(), 0
+
+    def draw(part: torch.Tensor) -> torch.Tensor:
+        nonlocal drawn
+        drawn += len(part)
+        return bars([int(torch.rand(()) < 0.7) for _ in part])
+
+    for _ in range(10):
+        labels = torch.randint(2, (20,))
+        assert shown(check, sorter.fill(labels, draw)) == labels.tolist()
+    assert 200 <= drawn < 400
 
 
 def test_the_share_follows_from_public_values() -> None:
@@ -176,6 +205,6 @@ def test_the_request() -> None:
 
 
 def test_settings_that_cannot_be() -> None:
-    for bad in ({"share": 1.0}, {"tries": 1}, {"steps": 0}, {"rounds": 3}):
+    for bad in ({"share": 1.0}, {"tries": 0}, {"steps": 0}, {"rounds": 3}):
         with pytest.raises(ValidationError):
             LabelCheckConfig.model_validate(bad)

@@ -1,9 +1,12 @@
-"""A private classifier that checks which class a drawn picture shows, so that a release's labels are what they say.
+"""A private classifier that says which class a drawn picture shows: under that class it is released.
 
 A generator that had to learn under noise mixes classes up: of what it draws as a shirt, much is a coat. Telling classes
 apart is far easier to learn than drawing them, so a small share of the budget buys a linear classifier on fixed
-features (`nets/scattering.py`). It costs one touch, private training; judging what was drawn is post-processing. A
-picture that it takes for another class is drawn anew, a few times at most.
+features (`nets/scattering.py`). It costs one touch, private training; judging what was drawn is post-processing.
+
+Pictures are not thrown away for being drawn as something else. Those near the border of two classes are what teaches
+others where the border runs: on a stand-in, to draw anew what disagrees was worth half as much as to name all by what
+they show.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ _LEAST_SHARE, _LARGEST_SHARE = 0.02, 0.1  # of mu^2
 _FASTEST, _SLOWEST, _MOMENTUM = 2.0, 0.25, 0.9  # of gradient descent
 _LARGEST_RATE = 0.25
 _CHUNK = 256
+_WAITING = 2_000  # pictures kept for later places
 
 Image = tuple[int, int, int]
 """`(C, H, W)` of a picture."""
@@ -45,7 +49,7 @@ class LabelCheckConfig(BaseModel):
         batch: expected records per step, at most a quarter of all.
         rate_without_size: sampling rate where no size is declared.
         steps: of private training.
-        tries: how often a picture is drawn at most.
+        tries: how often pictures are drawn, at most, for places of classes that too few pictures show.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +58,7 @@ class LabelCheckConfig(BaseModel):
     batch: int = Field(2048, ge=1)
     rate_without_size: float = Field(0.03, gt=0, le=1)
     steps: int = Field(100, ge=1, le=100_000)
-    tries: int = Field(4, ge=2, le=100)
+    tries: int = Field(4, ge=1, le=100)
 
     def settled(self, image: Image, classes: int, size: int | None, mu: float) -> LabelCheckConfig:
         """With the share that follows from public values, if none was set.
@@ -151,7 +155,7 @@ class LabelCheck:
 
     Attributes:
         classifier: its weights.
-        tries: how often a picture is drawn at most.
+        tries: see `Sorter.fill`.
     """
 
     classifier: ScatteringClassifier
@@ -168,31 +172,63 @@ class LabelCheck:
         """Tensors to save."""
         return dict(self.classifier.state_dict())
 
+    def sorter(self) -> Sorter:
+        """Begins with no picture."""
+        return Sorter(self.classifier, self.tries)
+
+
+class Sorter:
+    """Gives every picture to a place of the class that it shows, whatever class it was drawn for."""
+
+    def __init__(self, classifier: ScatteringClassifier, tries: int) -> None:
+        self._classifier, self._tries = classifier, tries
+        self._pictures = torch.empty(0, *classifier.image)
+        self._odds = torch.empty(0, classifier.head.out_features)
+
     @torch.inference_mode()
-    def agreed(self, labels: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        """Pictures that show their label, as far as `tries` allow; of those that never did, the likeliest.
+    def fill(self, labels: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Pictures for the labels; pictures that are left over wait for the next call.
+
+        For places that no waiting picture suits, pictures are drawn, at most `tries` times. What stays open then takes
+        the pictures that come nearest.
 
         Args:
             labels: int64 `(N,)`, at least 0.
             draw: gives pictures `(n, C, H, W)` in [-1, 1] for labels `(n,)`, others each time.
         """
-        pictures = draw(labels)
-        agrees, odds = self._judged(pictures, labels)
-        for _ in range(self.tries - 1):
-            doubtful = torch.nonzero(~agrees)[:, 0]
-            if not len(doubtful):
+        given = torch.full_like(labels, -1)
+        self._match(labels, given)
+        for _ in range(self._tries):
+            open_places = torch.nonzero(given < 0)[:, 0]
+            if not len(open_places):
                 break
-            again = draw(labels[doubtful])
-            agrees_now, odds_now = self._judged(again, labels[doubtful])
-            better = agrees_now | (odds_now > odds[doubtful])
-            places = doubtful[better]
-            pictures[places], agrees[places], odds[places] = again[better], agrees_now[better], odds_now[better]
+            drawn = draw(labels[open_places])
+            odds = [self._classifier(part).log_softmax(1) for part in torch.split(drawn, _CHUNK)]
+            self._pictures, self._odds = torch.cat((self._pictures, drawn)), torch.cat((self._odds, *odds))
+            self._match(labels, given)
+        free = self._free(given)
+        for place in torch.nonzero(given < 0)[:, 0]:
+            nearest = torch.where(free, self._odds[:, labels[place]], -math.inf).argmax()
+            given[place], free[nearest] = nearest, False
+        pictures = self._pictures[given]
+        waiting = torch.nonzero(free)[-_WAITING:, 0]
+        self._pictures, self._odds = self._pictures[waiting], self._odds[waiting]
         return pictures
 
-    def _judged(self, pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether the classifier sees the label too, and how likely it holds it: bool and float `(N,)`."""
-        odds = torch.cat([self.classifier(part) for part in torch.split(pictures, _CHUNK)]).log_softmax(1)
-        return odds.argmax(1) == labels, odds.gather(1, labels[:, None])[:, 0]
+    def _match(self, labels: Tensor, given: Tensor) -> None:
+        """Gives open places the pictures that show their class, those first that have waited longest."""
+        shown, free = self._odds.argmax(1), self._free(given)
+        for label in set(labels[given < 0].tolist()):
+            places = torch.nonzero((given < 0) & (labels == label))[:, 0]
+            pictures = torch.nonzero(free & (shown == label))[:, 0]
+            count = min(len(places), len(pictures))
+            given[places[:count]] = pictures[:count]
+
+    def _free(self, given: Tensor) -> Tensor:
+        """Which pictures no place has."""
+        free = torch.ones(len(self._pictures), dtype=torch.bool)
+        free[given[given >= 0]] = False
+        return free
 
 
 def learn_check(

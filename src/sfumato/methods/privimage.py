@@ -8,7 +8,7 @@
    samples of that model, to denoise around the class means. The samples are free.
 5. Label check: a small share of the budget teaches a linear classifier to tell the classes apart (`labelcheck.py`).
 6. Private training on the real images (DP-SGD; Dockhorn et al. 2023 call this DPDM).
-7. Sampling is free, and so is drawing anew what the classifier takes for another class.
+7. Sampling is free, and so is asking the classifier which class a picture shows: it is released under that.
 
 Without public images the method begins at 4.
 """

@@ -59,8 +59,9 @@ class PrivImageModel:
                 )
             return pictures
 
+        sorter = self.check.sorter() if self.check is not None else None
         for part in torch.split(labels, batch):
-            pictures = draw(part) if self.check is None else self.check.agreed(part, draw)
+            pictures = draw(part) if sorter is None else sorter.fill(part, draw)
             yield ((pictures + 1) * 127.5).round().to(torch.uint8)
 
     def save(self, folder: Path) -> None:

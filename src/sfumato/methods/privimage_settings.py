@@ -131,7 +131,7 @@ class PrivImageConfig(BaseModel):
         sampler: how pictures are drawn.
         mixed: share of a release that the warm start's class models draw themselves: blurred pictures that help some
             classifiers.
-        check: of the classes that drawn pictures show, by a private classifier.
+        check: the private classifier that says which class a picture shows.
         selection: which public images pretrain the network: those that the "semantic" query chooses, as many at
             "random", or "all"; the last two ask the private images nothing, and show public ones without a label.
         semantic: the semantic query.
