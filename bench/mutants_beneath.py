@@ -129,6 +129,20 @@ GROUPS: dict[str, tuple[Mutant, ...]] = CONTRIBUTED | {
             "privacy/test_plan.py::test_the_noise_of_auxiliary_touches",
         ),
         Mutant(
+            "auxiliary training not charged",
+            "privacy/plan.py",
+            "        others = [touch.mechanism for touch in touches.values()]",
+            "        others = [touch.mechanism for touch in touches.values() if not isinstance(touch, TrainingTouch)]",
+            "privacy/test_plan.py::test_auxiliary_training_is_priced_with_all_the_rest",
+        ),
+        Mutant(
+            "noise of auxiliary training that does not cover rounding",
+            "methods/labelcheck.py",
+            "            slack=rounding_slack(self.batch),\n",
+            "",
+            "methods/test_labelcheck.py::test_the_request",
+        ),
+        Mutant(
             "noise rounded down",
             ACCOUNTING,
             "Decimal(1).scaleb(exact.adjusted() - 3), rounding=ROUND_CEILING",

@@ -47,6 +47,7 @@ def settings(arm: str, epsilon: float, number: int) -> dict[str, Any]:
         steps += round(LESSONS["steps"] * LESSONS["batch"] / BATCH[epsilon])
     method: dict[str, Any] = {"batch": BATCH[epsilon], "steps": steps, "draws": 1, "width": [32, 32]}
     method |= {name: SETTINGS[name] for name in ("warm_steps", "warm_rate")}
+    method["check"] = {"share": 0.0}  # compared is what the networks drew, under the names they drew it for
     if arm != "none":
         method |= {"selection": arm, "pretraining": LESSONS, "semantic": SETTINGS["semantic"] | {"kept": 0.3}}
     return {

@@ -240,7 +240,13 @@ def _public_model() -> SpectralModel:
     found = run.load_model(run.Run(_place("ours", "10", 1) / "run"))
     assert isinstance(found, SpectralModel)
     return SpectralModel(
-        found.config, IMAGE, coarse_network(found.public.network, Condition()), found.public, None, not_private=True
+        found.config,
+        IMAGE,
+        coarse_network(found.public.network, Condition()),
+        found.public,
+        None,
+        None,
+        not_private=True,
     )
 
 
@@ -263,7 +269,7 @@ def oracle(detail: str) -> dict[str, Any]:
         config, IMAGE, lambda: (pixels(portraits()["public"], PUBLIC), None), Condition(), seed=1, hardware=hardware
     )
     learnt = time.monotonic() - began
-    stage = SpectralModel(config, IMAGE, known.network, known, None, not_private=False).detail()
+    stage = SpectralModel(config, IMAGE, known.network, known, None, None, not_private=False).detail()
     generator, parts = torch.Generator().manual_seed(0), []
     for part in torch.split(torch.from_numpy(pixels(portraits()["private"], UNSEEN)), 100):
         coarse, nothing = known.tokenizer.encode(part, 1), torch.full((len(part),), -1)

@@ -136,7 +136,7 @@ class RunConfig(BaseModel):
         if self.method == "spectral":
             if self.public is None:
                 raise ValueError("spectral learns its tokens from public images; give a folder of them with --public")
-            self.spectral.check(self.image.spec().shape)
+            self.spectral.refuse_sizes(self.image.spec().shape)
         return self
 
     @model_validator(mode="after")

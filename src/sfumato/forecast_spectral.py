@@ -23,18 +23,19 @@ from sfumato.methods.coarse import CoarseLearner, set_sizes
 from sfumato.methods.denoising import Schedule
 from sfumato.methods.detail import Floor, floor_of, floors, upscaled, whole
 from sfumato.methods.spectral_model import SpectralModel, untrained, upscaler
-from sfumato.methods.spectral_settings import SpectralConfig
+from sfumato.methods.spectral_settings import FINE_TUNING, SpectralConfig
 from sfumato.methods.superresolution import lessons
 from sfumato.methods.tokens import PublicModel, cache_name, load_public_model, seen_in_training
 from sfumato.nets.adapters import Trained
 from sfumato.nets.autoregressive import Condition
+from sfumato.nets.scattering import ScatteringClassifier
 from sfumato.nets.tokenizer import ScaleError
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
 from sfumato.run import make_plan
-from sfumato.speed import READ_PER_SECOND
+from sfumato.speed import READ_PER_SECOND, with_check
 from sfumato.workflows.spectral import public_side
 
 _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
@@ -52,6 +53,7 @@ class SpectralSpeed(NamedTuple):
         rows_per_second: of private training, all cores, tokenising included.
         public_seconds: of the public stage.
         warm_seconds: of the warm start.
+        check_seconds: of the label check's training.
         pictures_per_second: of sampling.
     """
 
@@ -60,6 +62,7 @@ class SpectralSpeed(NamedTuple):
     rows_per_second: float
     public_seconds: float
     warm_seconds: float
+    check_seconds: float
     pictures_per_second: float
 
 
@@ -135,10 +138,11 @@ def forecast_spectral(config: RunConfig, hardware: Hardware | None = None) -> Sp
         UserError: a public folder is missing or empty, or the minutes are too few.
     """
     hardware = hardware or choose_hardware()
+    config = with_check(config)
     speed = measure_spectral_speed(config, hardware)
     config = with_spectral_steps(config, speed)
     plan, method, size = make_plan(config), config.spectral, config.public_size
-    (touch,) = (touch for touch in plan.touches if isinstance(touch, TrainingTouch))
+    (touch,) = (one for one in plan.touches if isinstance(one, TrainingTouch) and one.name == FINE_TUNING)
     batch = method.expected_batch(size)
     noise = touch.noise_multiplier * (1 + touch.slack) / batch * (speed.parameters / touch.steps) ** 0.5
     found, errors = _reach(config, hardware)
@@ -201,7 +205,20 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
     drawing = _seconds(lambda: list(model.sample(labels, 0, hardware, batch=_PICTURES)))
     public = _public_seconds(method, model, hardware)
     warm = method.warm_steps * method.warm_batch / rows_per_second if method.warm_share else 0.0
-    return SpectralSpeed(trained, sizes[trained], rows_per_second, public, warm, _PICTURES / drawing)
+    checking = 0.0
+    if method.check.spent(len(config.classes or ())):
+        seconds = _seconds(lambda: _judged(model, rows.images))
+        checking = method.check.steps * method.check.sampling_rate(size) * (size or 0) * seconds / count
+    return SpectralSpeed(trained, sizes[trained], rows_per_second, public, warm, checking, _PICTURES / drawing)
+
+
+@torch.no_grad()
+def _judged(model: SpectralModel, images: torch.Tensor) -> torch.Tensor:
+    """What the label check does with records, but for its gradients."""
+    tokenizer = model.public.tokenizer
+    seen = ScatteringClassifier(tokenizer.shape.small(1), 2)
+    found: torch.Tensor = seen(tokenizer.thumbnail(tokenizer.encode(images, 1)) / 127.5 - 1)
+    return found
 
 
 def _public_seconds(method: SpectralConfig, model: SpectralModel, hardware: Hardware) -> float:
@@ -254,7 +271,8 @@ def _condition(config: RunConfig) -> Condition:
 def _beside_training(config: RunConfig, speed: SpectralSpeed) -> float:
     """Seconds of intake, public stage, warm start and sampling."""
     intake = (config.public_size or 0) / READ_PER_SECOND
-    return intake + speed.public_seconds + speed.warm_seconds + config.count / speed.pictures_per_second
+    once = speed.public_seconds + speed.warm_seconds + speed.check_seconds
+    return intake + once + config.count / speed.pictures_per_second
 
 
 def with_spectral_steps(config: RunConfig, speed: SpectralSpeed) -> RunConfig:
@@ -310,7 +328,7 @@ def _own_detail(
         return floor_of(method.detail, levels, pictures, upscaled(small, upscaler(method.detail), height, width))
     if model is None:
         return None
-    stage = SpectralModel(method, (channels, height, width), model.network, model, None, not_private=False).detail()
+    stage = SpectralModel(method, (channels, height, width), model.network, model, None, None, False).detail()
     coarse, nothing = model.tokenizer.encode(pictures, 1), model.network.condition.nothing(len(pictures))
     drawn = stage.pictures(coarse, nothing, torch.Generator().manual_seed(config.seed), hardware)
     return floor_of("own", levels, pictures, drawn)

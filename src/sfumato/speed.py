@@ -183,7 +183,7 @@ def settled(config: RunConfig, hardware: Hardware, speed: Speed | None = None) -
     """
     tried = speed is None
     speed = speed or measure_speed(config, hardware)
-    config = _lessons_in_time(_clear_means(_with_check(config)), speed)
+    config = _lessons_in_time(_clear_means(with_check(config)), speed)
     if not _open(config):
         return with_steps(config, speed), speed
     if tried and config.minutes is not None:
@@ -243,11 +243,13 @@ def _clear_means(config: RunConfig) -> RunConfig:
     return _with(config, method.model_copy(update={"warm_share": share}))
 
 
-def _with_check(config: RunConfig) -> RunConfig:
-    """The label check's share that follows from public values, where it was not set."""
+def with_check(config: RunConfig) -> RunConfig:
+    """The label check's share that follows from public values, where it was not set; of PrivImage and Spectral."""
     image, mu = config.image.spec().shape, gaussian_mu(config.epsilon, config.delta)
-    check = config.privimage.check.settled(image, len(config.classes or ()), config.public_size, mu)
-    return _with(config, config.privimage.model_copy(update={"check": check}))
+    method = config.spectral if config.method == "spectral" else config.privimage
+    seen = config.spectral.shape(image).small(1) if config.method == "spectral" else image
+    check = method.check.settled(seen, len(config.classes or ()), config.public_size, mu)
+    return config.model_copy(update={config.method: method.model_copy(update={"check": check})})
 
 
 def _parameters(config: RunConfig, method: PrivImageConfig) -> int:
@@ -300,13 +302,15 @@ def with_steps(config: RunConfig, speed: Speed) -> RunConfig:
 def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
     """The settings as the run will have them: `settled`, by a trial now where one is needed."""
     hardware = hardware or choose_hardware()
-    if config.method == "spectral" and config.minutes is not None:
+    if config.method not in ("privimage", "spectral"):
+        return config
+    config = with_check(config)
+    if config.method == "spectral":
         from sfumato.forecast_spectral import measure_spectral_speed, with_spectral_steps
 
-        return with_spectral_steps(config, measure_spectral_speed(config, hardware))
-    if config.method != "privimage":
-        return config
-    config = _with_check(config)
+        return (
+            config if config.minutes is None else with_spectral_steps(config, measure_spectral_speed(config, hardware))
+        )
     if config.minutes is not None:
         return settled(config, hardware)[0]
     if not _open(config):

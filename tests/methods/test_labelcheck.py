@@ -15,6 +15,7 @@ from sfumato.methods.labelcheck import LABEL_CHECK, LabelCheck, LabelCheckConfig
 from sfumato.nets.scattering import Scattering
 from sfumato.privacy.accounting import gaussian_mu
 from sfumato.privacy.draws import Draws
+from sfumato.privacy.gradients.engine import rounding_slack
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.session import Session
@@ -48,9 +49,15 @@ def learned(one: Session, tries: int = 4, heard: list[tuple[int, int]] | None = 
 
 
 def bars(labels: list[int]) -> torch.Tensor:
-    """Pictures in [-1, 1] that show these labels."""
+    """Pictures that show these labels."""
     pixels = [drawn(2 * number + 6, "ab"[label]).pixels for number, label in enumerate(labels)]
-    return torch.stack([torch.from_numpy(one) for one in pixels if one is not None]).float() / 127.5 - 1
+    return torch.stack([torch.from_numpy(one) for one in pixels if one is not None])
+
+
+def seen(check: LabelCheck, pictures: torch.Tensor) -> torch.Tensor:
+    """Log-odds of the classes."""
+    odds: torch.Tensor = check.classifier(pictures / 127.5 - 1).log_softmax(1)
+    return odds
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +67,15 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> LabelCheck:
 
 def test_it_learns_to_tell_the_classes_apart(check: LabelCheck) -> None:
     labels = torch.arange(12) % 2
-    assert check.classifier(bars(labels.tolist())).argmax(1).tolist() == labels.tolist()
+    assert shown(check, bars(labels.tolist())) == labels.tolist()
 
 
 def test_noise_is_what_keeps_it_from_learning(tmp_path: Path) -> None:
     """The same training under so much noise that nothing is left: what it learns comes through the touch alone."""
-    labels = torch.arange(12) % 2
-    right = [
-        int((learned(opened(tmp_path / str(number), noise_multiplier=1e4)).classifier(bars(labels.tolist())).argmax(1)
-             == labels).sum())
-        for number in range(4)
-    ]  # fmt: skip
+    labels, right = [number % 2 for number in range(12)], []
+    for number in range(4):
+        drowned = learned(opened(tmp_path / str(number), noise_multiplier=1e4))
+        right.append(sum(map(int.__eq__, shown(drowned, bars(labels)), labels)))
     assert min(right) < 10
 
 
@@ -89,13 +94,12 @@ def test_an_interrupted_check_goes_on(tmp_path: Path) -> None:
     assert heard == [(step, 30) for step in range(18, 31)]
     again = learned(opened(tmp_path))
     assert all(torch.equal(value, again.state()[name]) for name, value in found.state().items())
-    assert found.classifier(bars([0, 1])).argmax(1).tolist() == [0, 1]
+    assert shown(found, bars([0, 1])) == [0, 1]
 
 
 def test_records_of_no_class_teach_nothing() -> None:
     """Without a label a record has no loss, and so no gradient."""
-    learner = _Learner(IMAGE, 2, 1.0, 10)
-    images = ((bars([0, 1, 1]) + 1) * 127.5).round().to(torch.uint8)
+    learner, images = _Learner(IMAGE, 2, 1.0, 10, torch.Tensor.float), bars([0, 1, 1])
     draws = Draws(bytes(32), LABEL_CHECK, 1, [bytes(16)] * 3)
     rows = Rows(images, torch.tensor([0, -1, 1]), torch.ones(3, dtype=torch.bool), draws)
     losses = learner.loss(learner.model, rows)
@@ -105,7 +109,7 @@ def test_records_of_no_class_teach_nothing() -> None:
 
 
 def shown(check: LabelCheck, pictures: torch.Tensor) -> list[int]:
-    return check.classifier(pictures).argmax(1).tolist()
+    return seen(check, pictures).argmax(1).tolist()
 
 
 def test_pictures_are_released_as_what_they_show(check: LabelCheck) -> None:
@@ -148,14 +152,14 @@ def test_after_all_tries_the_nearest_is_taken_once(check: LabelCheck, tries: int
 
     def draw(part: torch.Tensor) -> torch.Tensor:
         asked.append(len(part))
-        return -1 + strengths[: len(part), None, None, None] * (bars([1] * len(part)) + 1)
+        return (strengths[: len(part), None, None, None] * bars([1] * len(part))).to(torch.uint8)
 
     pictures = limited.sorter().fill(torch.tensor([0, 0, 1, 1, 1, 0]), draw)
     assert asked == [6] + [3] * (tries - 1)
     assert shown(check, pictures) == [1] * 6
     if tries == 1:  # all six are given, each once; the three for "a" are the likeliest of those that "b" left
         assert len({bytes(one) for one in pictures.numpy()}) == 6
-        odds = check.classifier(pictures).log_softmax(1)[:, 0]
+        odds = seen(check, pictures)[:, 0]
         assert float(odds[0]) >= float(odds[1]) >= float(odds[5])
 
 
@@ -200,6 +204,7 @@ def test_the_request() -> None:
     request = LabelCheckConfig(share=0.05).request(60_000)
     assert (request.name, request.share, request.steps, request.rows) == (LABEL_CHECK, 0.05, 100, 1)
     assert request.sampling_rate == pytest.approx(2048 / 60_000)
+    assert request.slack == rounding_slack(2048) > 1e-6
     assert LabelCheckConfig(share=0.05).sampling_rate(1000) == 0.25
     assert LabelCheckConfig(share=0.05).sampling_rate(None) == 0.03
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from tests.methods.spectral_parts import CPU, IMAGE, config, pictures
+from tests.methods.spectral_parts import CPU, IMAGE, config, known, pictures
 from tests.privacy.memory_source import Picture
 from tests.privacy.runs import session
 
 from sfumato.data.public import PublicSet
 from sfumato.errors import PrivacyRefusal
 from sfumato.methods import spectral
+from sfumato.methods.labelcheck import LABEL_CHECK
 from sfumato.methods.spectral import NOTES, PUBLIC_MODEL, START, PublicSide
 from sfumato.methods.spectral_model import SpectralModel
 from sfumato.methods.spectral_settings import FINE_TUNING, WARM_START, SpectralConfig
@@ -35,8 +37,10 @@ class Killed(Exception):  # noqa: N818
 
 def touches(settings: SpectralConfig) -> tuple[Touch, ...]:
     request = settings.training_request(40)
-    fine = TrainingTouch(FINE_TUNING, 0.4, settings.steps, 2.0, 1.0, 1, request.slack)
-    return (SumTouch(WARM_START, 1.0, 2, 2.0), fine) if settings.warm_share else (fine,)
+    found: list[Touch] = [SumTouch(WARM_START, 1.0, 2, 2.0)] if settings.warm_share else []
+    if settings.check.spent(2):
+        found.append(TrainingTouch(LABEL_CHECK, 0.5, settings.check.steps, 0.1, 1.0, 1, 1e-6))
+    return *found, TrainingTouch(FINE_TUNING, 0.4, settings.steps, 2.0, 1.0, 1, request.slack)
 
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -48,7 +52,7 @@ class Trial:
 
     def __init__(self, folder: Path, noise: Noise | None = None, texts: bool = False, **changes: Any) -> None:
         self.folder, self.noise, self.config = folder, noise, config(**changes)
-        self.reads, self.stages, self.texts = 0, list[str](), texts
+        self.reads, self.stages, self.texts, self.private = 0, list[str](), texts, PRIVATE
         folder.mkdir(exist_ok=True)
 
     def read(self) -> PublicSet:
@@ -56,7 +60,7 @@ class Trial:
         return PublicSet(pictures(60), np.arange(60) % 2, ("cat", "ant"))
 
     def session(self) -> Session:
-        return session(self.folder, noise=self.noise, pictures=PRIVATE, touches=touches(self.config))
+        return session(self.folder, noise=self.noise, pictures=self.private, touches=touches(self.config))
 
     def fit(self, kill: str = "") -> SpectralModel:
         def progress(stage: str, done: int, of: int) -> None:
@@ -102,6 +106,40 @@ def test_from_public_images_to_samples(tmp_path: Path, texts: bool, detail: str)
     notes = json.loads((trial.folder / NOTES).read_text())
     assert notes["trained"] == "norms"  # 40 records carry no more
     assert [error["height"] for error in notes["public_reconstruction"]] == [4, 8]
+
+
+def test_tokens_are_released_under_the_class_that_they_show(tmp_path: Path) -> None:
+    """Private "a" are dark above, "b" below; a model that has hardly learnt draws both, and what it draws is sorted."""
+    slope, plain = np.linspace(-90, 90, 8)[None, :, None], pictures(40, seed=3) * 0.3 + 90
+    sign = np.where(np.arange(40) % 2, -1, 1)[:, None, None, None]
+    pixels = np.clip(plain + sign * slope, 0, 255).astype(np.uint8)
+    trial = Trial(tmp_path / "run", check={"share": 0.1, "steps": 30, "batch": 20, "tries": 30})
+    trial.private = [Picture(f"{number:02}.png", one, "ab"[number % 2]) for number, one in enumerate(pixels)]
+    with pytest.raises(Killed):
+        trial.fit(kill="label check")
+    model = trial.fit()
+    assert trial.session().attempts_made(LABEL_CHECK) == 30
+
+    def right(some: SpectralModel) -> float:
+        images = drawn(some, count=40).float()
+        darker_above = images[:, 0, :4].mean((1, 2)) < images[:, 0, 4:].mean((1, 2))
+        return float((darker_above == (torch.arange(40) % 2 == 0)).float().mean())
+
+    assert right(model) > 0.8 > right(replace(model, check=None))
+    model.save(trial.folder)
+    assert torch.equal(drawn(model), drawn(SpectralModel.load(trial.folder, not_private=False)))
+
+
+def test_the_label_check_sees_nothing_fine() -> None:
+    """What a block's mean does not tell is not in the picture that the classifier is shown."""
+    tokenizer, images = known().tokenizer, torch.from_numpy(pictures(10)).clamp(20, 200)
+    moved = images.clone()
+    moved[:, :, 0::2, 0::2] += 20
+    moved[:, :, 1::2, 1::2] -= 20
+    seen, still = (tokenizer.thumbnail(tokenizer.encode(one, 1)) for one in (images, moved))
+    assert seen.shape == (10, 1, 4, 4)
+    assert torch.equal(seen, still)
+    assert not torch.equal(seen, tokenizer.thumbnail(tokenizer.encode(images.flip(2), 1)))
 
 
 def test_without_a_warm_start(tmp_path: Path) -> None:
@@ -184,9 +222,12 @@ def test_settings_that_cannot_be() -> None:
 
 
 def test_requests() -> None:
-    (warm, fine) = SpectralConfig().requests(20_000)
+    (warm, fine) = SpectralConfig().requests(20_000, 10)
     assert (warm.name, fine.name) == (WARM_START, FINE_TUNING)
     assert (warm.share, fine.share) == (0.08, None)
     assert SpectralConfig().sampling_rate(20_000) == pytest.approx(1024 / 20_000)
-    (alone,) = SpectralConfig(warm_share=0.0).requests(None)
+    (alone,) = SpectralConfig(warm_share=0.0).requests(None, 0)
     assert alone.name == FINE_TUNING
+    checked = SpectralConfig.model_validate({"check": {"share": 0.05}})
+    assert [one.name for one in checked.requests(20_000, 2)] == [WARM_START, LABEL_CHECK, FINE_TUNING]
+    assert [one.name for one in checked.requests(20_000, 0)] == [WARM_START, FINE_TUNING]

@@ -23,7 +23,7 @@ from sfumato.hardware import choose_hardware
 from sfumato.privacy.ledger import Ledger
 from sfumato.report.render import METHODS
 
-SPEED = SpectralSpeed("lora", 1000, 100.0, 30.0, 6.0, 4.0)
+SPEED = SpectralSpeed("lora", 1000, 100.0, 30.0, 6.0, 0.0, 4.0)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sfumato.nets.scattering import Scattering, ScatteringClassifier
+from sfumato.privacy.gradients.engine import rounding_slack
 from sfumato.privacy.plan import TrainingRequest, TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.session import Session
@@ -38,6 +39,9 @@ _WAITING = 2_000  # pictures kept for later places
 
 Image = tuple[int, int, int]
 """`(C, H, W)` of a picture."""
+
+View = Callable[[Tensor], Tensor]
+"""What the classifier sees of things, as pictures float32 `(N, C, H, W)` from 0 to 255; row by row."""
 
 
 class LabelCheckConfig(BaseModel):
@@ -89,7 +93,12 @@ class LabelCheckConfig(BaseModel):
     def request(self, size: int | None) -> TrainingRequest:
         """The touch."""
         return TrainingRequest(
-            LABEL_CHECK, sampling_rate=self.sampling_rate(size), steps=self.steps, clip_norm=1.0, share=self.share
+            LABEL_CHECK,
+            sampling_rate=self.sampling_rate(size),
+            steps=self.steps,
+            clip_norm=1.0,
+            slack=rounding_slack(self.batch),
+            share=self.share,
         )
 
 
@@ -104,8 +113,8 @@ def noise(image: Image, classes: int, size: int, mu: float) -> float:
 class _Learner:
     """Logistic regression by gradient descent with momentum; what counts is the mean of the second half's weights."""
 
-    def __init__(self, image: Image, classes: int, rate: float, steps: int) -> None:
-        self.model = ScatteringClassifier(image, classes)
+    def __init__(self, image: Image, classes: int, rate: float, steps: int, view: View) -> None:
+        self.model, self._view = ScatteringClassifier(image, classes), view
         self._rate, self._half = rate, steps // 2
         self._moments = {name: torch.zeros_like(value) for name, value in self.model.named_parameters()}
         self._sums = {name: torch.zeros_like(value) for name, value in self.model.named_parameters()}
@@ -113,7 +122,7 @@ class _Learner:
 
     def loss(self, model: nn.Module, rows: Rows) -> Tensor:
         """Cross-entropy of each row; none for a record of no declared class."""
-        scores = model(rows.images.float() / 127.5 - 1)
+        scores = model(self._view(rows.images) / 127.5 - 1)
         return F.cross_entropy(scores, rows.labels, reduction="none", ignore_index=-1)
 
     @torch.no_grad()
@@ -172,18 +181,21 @@ class LabelCheck:
         """Tensors to save."""
         return dict(self.classifier.state_dict())
 
-    def sorter(self) -> Sorter:
-        """Begins with no picture."""
-        return Sorter(self.classifier, self.tries)
+    def sorter(self, view: View = Tensor.float) -> Sorter:
+        """One that has no picture yet; `view` as in `learn_check`."""
+        return Sorter(self, view)
 
 
 class Sorter:
-    """Gives every picture to a place of the class that it shows, whatever class it was drawn for."""
+    """Gives every picture to a place of the class that it shows, whatever class it was drawn for.
 
-    def __init__(self, classifier: ScatteringClassifier, tries: int) -> None:
-        self._classifier, self._tries = classifier, tries
-        self._pictures = torch.empty(0, *classifier.image)
-        self._odds = torch.empty(0, classifier.head.out_features)
+    Pictures are uint8 `(N, C, H, W)`, or anything else whose rows can be seen through the view.
+    """
+
+    def __init__(self, check: LabelCheck, view: View) -> None:
+        self._check, self._view = check, view
+        self._pictures: Tensor | None = None
+        self._odds = torch.empty(0, check.classifier.head.out_features)
 
     @torch.inference_mode()
     def fill(self, labels: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
@@ -194,26 +206,31 @@ class Sorter:
 
         Args:
             labels: int64 `(N,)`, at least 0.
-            draw: gives pictures `(n, C, H, W)` in [-1, 1] for labels `(n,)`, others each time.
+            draw: gives pictures for labels `(n,)`, others each time.
         """
         given = torch.full_like(labels, -1)
         self._match(labels, given)
-        for _ in range(self._tries):
+        for _ in range(self._check.tries):
             open_places = torch.nonzero(given < 0)[:, 0]
             if not len(open_places):
                 break
-            drawn = draw(labels[open_places])
-            odds = [self._classifier(part).log_softmax(1) for part in torch.split(drawn, _CHUNK)]
-            self._pictures, self._odds = torch.cat((self._pictures, drawn)), torch.cat((self._odds, *odds))
+            self._add(draw(labels[open_places]))
             self._match(labels, given)
         free = self._free(given)
         for place in torch.nonzero(given < 0)[:, 0]:
             nearest = torch.where(free, self._odds[:, labels[place]], -math.inf).argmax()
             given[place], free[nearest] = nearest, False
+        assert self._pictures is not None
         pictures = self._pictures[given]
         waiting = torch.nonzero(free)[-_WAITING:, 0]
         self._pictures, self._odds = self._pictures[waiting], self._odds[waiting]
         return pictures
+
+    def _add(self, drawn: Tensor) -> None:
+        seen = (self._view(part) / 127.5 - 1 for part in torch.split(drawn, _CHUNK))
+        odds = [self._check.classifier(part).log_softmax(1) for part in seen]
+        self._pictures = drawn if self._pictures is None else torch.cat((self._pictures, drawn))
+        self._odds = torch.cat((self._odds, *odds))
 
     def _match(self, labels: Tensor, given: Tensor) -> None:
         """Gives open places the pictures that show their class, those first that have waited longest."""
@@ -226,7 +243,7 @@ class Sorter:
 
     def _free(self, given: Tensor) -> Tensor:
         """Which pictures no place has."""
-        free = torch.ones(len(self._pictures), dtype=torch.bool)
+        free = torch.ones(len(self._odds), dtype=torch.bool)
         free[given[given >= 0]] = False
         return free
 
@@ -239,20 +256,22 @@ def learn_check(
     *,
     size: int | None,
     progress: Callable[[int, int], None],
+    view: View = Tensor.float,
 ) -> LabelCheck:
     """Runs the touch, or what is left of it after a crash.
 
     Args:
         config: settled settings.
         session: the planned touches.
-        image: `(C, H, W)`.
+        image: `(C, H, W)` of what the classifier sees.
         classes: declared, at least 2.
         size: declared number of records, or None.
         progress: told attempts made, and how many there are.
+        view: what it sees of the records' images; public and fixed.
     """
     touch = session.touch(LABEL_CHECK, TrainingTouch)
     divisor = touch.sampling_rate * size if size else float(config.batch)
-    learner = _Learner(image, classes, _rate(touch, divisor, image, classes), touch.steps)
+    learner = _Learner(image, classes, _rate(touch, divisor, image, classes), touch.steps, view)
     for step in private_training(session, LABEL_CHECK, learner, divisor=divisor, chunk=_CHUNK):
         progress(step, touch.steps)
     return LabelCheck.of(image, learner.averaged(), config.tries)

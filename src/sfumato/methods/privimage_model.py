@@ -57,12 +57,11 @@ class PrivImageModel:
                 pictures = torch.where(
                     blurred[:, None, None, None], self.prototypes.sample(classes, generator), pictures
                 )
-            return pictures
+            return ((pictures + 1) * 127.5).round().to(torch.uint8)
 
         sorter = self.check.sorter() if self.check is not None else None
         for part in torch.split(labels, batch):
-            pictures = draw(part) if sorter is None else sorter.fill(part, draw)
-            yield ((pictures + 1) * 127.5).round().to(torch.uint8)
+            yield draw(part) if sorter is None else sorter.fill(part, draw)
 
     def save(self, folder: Path) -> None:
         """Writes `model.safetensors`; a run with test noise is NOT PRIVATE in name and metadata."""

@@ -8,10 +8,12 @@ band; a false belief costs quality, never privacy.
    so does super-resolution, where it is wanted (`superresolution.py`).
 2. Warm start: one noisy sum of the coarse band says where the private images lie, and the model goes on learning on
    public images that lie there (`tilting.py`). The images are free.
-3. Private stage: private training (DP-SGD) on the tokens of the coarsest scale alone (`coarse.py`). How much of the
-   model moves, follows from the budget by a public rule (`SpectralConfig.trained_set`).
-4. Sampling is free: coarse tokens from the private stage's model, then detail from public images (`examples.py`) or
-   models (`detail.py`).
+3. Label check: a small share of the budget teaches a linear classifier to tell the classes apart by the tokens of the
+   coarsest scale (`labelcheck.py`).
+4. Private stage: private training (DP-SGD) on those tokens (`coarse.py`). How much of the model moves, follows from the
+   budget by a public rule (`SpectralConfig.trained_set`).
+5. Sampling is free: coarse tokens from the private stage's model, each under the class that the classifier sees in
+   them, then detail from public images (`examples.py`) or models (`detail.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from sfumato.errors import PrivacyRefusal
 from sfumato.hardware import Hardware
 from sfumato.methods.coarse import CoarseLearner, coarse_network, condition_of, set_sizes
 from sfumato.methods.denoising import Schedule
+from sfumato.methods.labelcheck import LABEL_CHECK, learn_check
 from sfumato.methods.privimage_model import stamped
 from sfumato.methods.spectral_model import SpectralModel, empty_coarse
 from sfumato.methods.spectral_settings import FINE_TUNING, RATES, WARM_START, Image, SpectralConfig
@@ -107,7 +110,19 @@ def fit(
     network = _warm_started(
         config, session, known, condition, vectors, public, pictures, size, seed, hardware, progress
     )
-    # 3. Private stage.
+    # 3. Label check.
+    check, classes = None, len(public.names)
+    if config.check.spent(classes):
+        check = learn_check(
+            config.check,
+            session,
+            known.tokenizer.shape.small(1),
+            classes,
+            size=size,
+            progress=functools.partial(progress, LABEL_CHECK),
+            view=lambda images: known.tokenizer.thumbnail(known.tokenizer.encode(images, 1)),
+        )
+    # 4. Private stage.
     learner = CoarseLearner(
         network,
         known.tokenizer,
@@ -130,8 +145,8 @@ def fit(
         precision=hardware.precision,
     ):
         progress("private training", step, touch.steps)
-    # 4. Sampling is the model's.
-    return SpectralModel(config, image, learner.finished(), known, vectors, not session.noise.private)
+    # 5. Sampling is the model's.
+    return SpectralModel(config, image, learner.finished(), known, vectors, check, not session.noise.private)
 
 
 def learn_from_public(

@@ -17,6 +17,7 @@ from sfumato.hardware import Hardware
 from sfumato.methods.coarse import condition_of
 from sfumato.methods.detail import Detail, DiffusedDetail, ExampleDetail, TokenDetail, UpscaledDetail, enlarged
 from sfumato.methods.examples import Examples
+from sfumato.methods.labelcheck import LabelCheck
 from sfumato.methods.privimage_model import model_name
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.tokens import PublicModel, new_model
@@ -38,6 +39,7 @@ class SpectralModel:
         coarse: of coarse tokens; averaged, adapters merged.
         public: tokenizer, public model of tokens, and what else detail needs.
         vectors: of the classes' names, `(classes, size)`; None unless the condition is text.
+        check: says which class a thumbnail shows; None where there was none.
         not_private: the weights come from a run with test noise.
     """
 
@@ -46,6 +48,7 @@ class SpectralModel:
     coarse: ScaleGPT
     public: PublicModel
     vectors: Tensor | None
+    check: LabelCheck | None
     not_private: bool
 
     def sample(self, labels: Tensor, seed: int, hardware: Hardware, batch: int = BATCH) -> Iterator[Tensor]:
@@ -60,11 +63,17 @@ class SpectralModel:
         larger = upscaler(self.config.enlarge) if self.config.enlarge else None
         device, precision = hardware
         network = self.coarse.to(device)
-        for part in torch.split(labels, batch):
+
+        def draw(part: Tensor) -> Tensor:
             told = condition_of(network.condition, part, self.vectors)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                tokens = generate(network, told, generator, taste=self.config.sampler.taste())
-            told = told if self.public.network.condition.kind == "text" else torch.full_like(part, -1)
+                return generate(network, told, generator, taste=self.config.sampler.taste())
+
+        sorter = self.check.sorter(self.public.tokenizer.thumbnail) if self.check is not None else None
+        for part in torch.split(labels, batch):
+            tokens = draw(part) if sorter is None else sorter.fill(part, lambda some: draw(some).cpu()).to(device)
+            with_text = self.public.network.condition.kind == "text"
+            told = condition_of(network.condition, part, self.vectors) if with_text else torch.full_like(part, -1)
             pictures = detail.pictures(tokens, told, generator, hardware)
             yield enlarged(pictures, larger) if larger else pictures
 
@@ -84,6 +93,8 @@ class SpectralModel:
         state |= {f"public.{name}": value for name, value in self.public.state().items()}
         if self.vectors is not None:
             state["vectors"] = self.vectors.contiguous()
+        if self.check is not None:
+            state |= {f"check.{name}": value for name, value in self.check.state().items()}
         facts = {
             "method": "spectral",
             "config": self.config.model_dump_json(),
@@ -112,7 +123,9 @@ class SpectralModel:
         coarse = empty_coarse(config, image, mine)
         coarse.load_state_dict(part("coarse."))
         public = PublicModel.of(config, image, theirs, part("public."))
-        return cls(config, image, coarse.requires_grad_(False), public, state.get("vectors"), not_private)
+        seen, checked = config.shape(image).small(1), part("check.")
+        check = LabelCheck.of(seen, checked, config.check.tries) if checked else None
+        return cls(config, image, coarse.requires_grad_(False), public, state.get("vectors"), check, not_private)
 
 
 def empty_coarse(config: SpectralConfig, image: Image, condition: Condition) -> ScaleGPT:
@@ -130,7 +143,7 @@ def untrained(config: SpectralConfig, image: Image, condition: Condition) -> Spe
     if config.detail == "examples":
         blank = Examples.blank(image, public.tokenizer.shape.tokens, config.examples.count)
         public = replace(public, examples=blank)
-    return SpectralModel(config, image, empty_coarse(config, image, condition), public, vectors, not_private=True)
+    return SpectralModel(config, image, empty_coarse(config, image, condition), public, vectors, None, not_private=True)
 
 
 def upscaler(name: str) -> Upscaler:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sfumato.methods.labelcheck import LabelCheckConfig
 from sfumato.methods.presets import filled
 from sfumato.nets.adapters import Trained
 from sfumato.nets.autoregressive import Condition, Taste
@@ -37,6 +38,7 @@ PRESETS = MappingProxyType(
             "heads": 16,
             "condition": "text",
             "trained": "lora",
+            "check": {"share": 0.0},
             "rank": 8,
             "batch": 4096,
             "steps": 1000,
@@ -185,6 +187,7 @@ class SpectralConfig(BaseModel):
         warm_source: "public" chooses public images that look like the private ones in the coarse band, "model" draws
             from the released class models, "auto" decides by how many public images are left.
         chunk: records per forward pass; changes speed and memory only.
+        check: the private classifier that says which class a thumbnail shows.
         sampler: how coarse tokens are drawn.
         detail: "examples" for pieces of public images, "diffusion" for super-resolution learnt from them, "tokens" for
             detail scales behind the coarse tokens, "lanczos", or an upscaler of the zoo.
@@ -226,6 +229,7 @@ class SpectralConfig(BaseModel):
     warm_rate: float = Field(3e-4, gt=0)
     warm_source: Literal["auto", "public", "model"] = "auto"
     chunk: int = Field(64, ge=1)
+    check: LabelCheckConfig = LabelCheckConfig()
     sampler: TasteConfig = TasteConfig()
     detail: str = "examples"
     examples: ExamplesConfig = ExamplesConfig()
@@ -247,7 +251,7 @@ class SpectralConfig(BaseModel):
             raise ValueError("guidance needs a model that knows 'no class'; set 'label_dropout', for example to 0.1")
         return self
 
-    def check(self, image: Image) -> None:
+    def refuse_sizes(self, image: Image) -> None:
         """Refuses images that scales and patches do not divide (ValueError)."""
         side = self.patch << self.levels
         if image[1] % side or image[2] % side:
@@ -273,7 +277,7 @@ class SpectralConfig(BaseModel):
 
     def shape(self, image: Image) -> TokenizerShape:
         """The tokenizer for images `(C, H, W)`."""
-        self.check(image)
+        self.refuse_sizes(image)
         decoder = TransformerShape(self.tokenizer.width, self.tokenizer.layers, self.tokenizer.heads)
         return TokenizerShape(image, self.levels, self.patch, self.vocabulary, decoder)
 
@@ -291,12 +295,14 @@ class SpectralConfig(BaseModel):
         """Poisson rate, from public values."""
         return self.rate_without_size if size is None else min(1.0, self.batch / size)
 
-    def requests(self, size: int | None) -> tuple[Request, ...]:
+    def requests(self, size: int | None, classes: int) -> tuple[Request, ...]:
         """The touches that the method asks the plan for."""
-        training = self.training_request(size)
-        if not self.warm_share:
-            return (training,)
-        return SumRequest(WARM_START, 1.0, attempts=self.warm_attempts, share=self.warm_share), training
+        requests: list[Request] = []
+        if self.warm_share:
+            requests.append(SumRequest(WARM_START, 1.0, attempts=self.warm_attempts, share=self.warm_share))
+        if self.check.spent(classes):
+            requests.append(self.check.request(size))
+        return *requests, self.training_request(size)
 
     def training_request(self, size: int | None) -> TrainingRequest:
         """The main touch."""

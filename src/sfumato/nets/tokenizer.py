@@ -182,6 +182,13 @@ class Tokenizer(nn.Module):
             bands.append(whole.reshape(len(cut), -1, down * side, across * side))
         return inverse_haar_scales(bands) / (1 << shape.scales - len(patches))
 
+    def thumbnail(self, tokens: Tensor) -> Tensor:
+        """What the codes of the coarsest scale stand for: `(N, tokens)` to float32 `(N, C, h, w)`, about 0 to 255.
+
+        Exact, so a row depends on its own tokens alone.
+        """
+        return self.picture([self.codebook(0)[tokens]])
+
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
         """The image of the first k scales: `(N, k tokens)` to float32 `(N, C, h, w)`, 0 to 255."""

@@ -27,8 +27,9 @@ class SpectralWorkflow:
     """See `Workflow`."""
 
     def requests(self, config: RunConfig) -> tuple[Request, ...]:
-        """Class shares (where they are bought), warm start, private training."""
-        return *share_requests(config), *config.spectral.requests(config.public_size)
+        """Class shares where they are bought, warm start, label check, private training."""
+        own = config.spectral.requests(config.public_size, len(config.classes or ()))
+        return *share_requests(config), *own
 
     def prepare(self, work: Work, private: Path | None, others: tuple[Path, ...]) -> dict[str, Any]:
         """Hashes the public folders, and opens the pretrained models that the settings name.
