@@ -65,9 +65,9 @@ def test_diffused_detail_keeps_the_coarse_image() -> None:
 
 
 def test_diffusion_refuses_images_that_it_cannot_halve_twice() -> None:
-    config(levels=1, patch=1).check((1, 6, 6))
+    config(levels=1, patch=1).refuse_sizes((1, 6, 6))
     with pytest.raises(ValueError, match=r"multiples of 4; set spectral\.detail"):
-        config(levels=1, patch=1, detail="diffusion").check((1, 6, 6))
+        config(levels=1, patch=1, detail="diffusion").refuse_sizes((1, 6, 6))
 
 
 def test_an_upscaler_stands_in_for_it() -> None:

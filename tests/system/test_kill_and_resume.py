@@ -35,7 +35,7 @@ def test_ten_kills(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump({"image": {"height": 16, "width": 16}, "privimage": method}))
     first = (
         *("synthesize", private, out, "--dataset", "killed", "--epsilon", 8, "--delta", 1e-5, "--public-size", 90),
-        *("--count", 6, "--config", config, "--ledger", ledger),
+        *("--classes-are-public", "--count", 6, "--config", config, "--ledger", ledger),
     )
     kills = 0
     for attempt in range(KILLS):
