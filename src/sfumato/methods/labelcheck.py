@@ -5,8 +5,8 @@ apart is far easier to learn than drawing them, so a small share of the budget b
 features (`nets/scattering.py`). It costs one touch, private training; judging what was drawn is post-processing.
 
 Pictures are not thrown away for being drawn as something else. Those near the border of two classes are what teaches
-others where the border runs: on a stand-in, to draw anew what disagrees was worth half as much as to name all by what
-they show.
+others where the border runs: on a stand-in, to draw anew what disagrees helped little more than half as much as to name
+all by what they show.
 """
 
 from __future__ import annotations
