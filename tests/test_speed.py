@@ -13,6 +13,7 @@ from sfumato.errors import UserError
 from sfumato.forecast import forecast
 from sfumato.hardware import choose_hardware
 from sfumato.methods.privimage_settings import FINE_TUNING
+from sfumato.run import make_plan
 from sfumato.speed import (
     READ_PER_SECOND,
     Speed,
@@ -127,6 +128,12 @@ def test_the_label_check_takes_time_and_budget() -> None:
     assert more == pytest.approx((100 * 2048 + 1.3 * count) / 100.0 + 0.3 * count / speed.pictures_per_second)
     left = [config.privimage.training_mu(1.0, False, 3) ** 2 for config in (without, checked)]
     assert left[0] - left[1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_shares_that_leave_nothing_for_training_are_refused_in_words() -> None:
+    greedy = free(epsilon=1.0, privimage={"warm_share": 0.95, "check": {"share": 0.1}})
+    with pytest.raises(UserError, match="together they must stay below 1"):
+        make_plan(in_time(greedy))
 
 
 def test_a_trial_on_this_machine() -> None:

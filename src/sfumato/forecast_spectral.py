@@ -208,7 +208,7 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
     checking = 0.0
     if method.check.spent(len(config.classes or ())):
         seconds = _seconds(lambda: _judged(model, rows.images))
-        checking = method.check.steps * method.check.sampling_rate(size) * (size or 0) * seconds / count
+        checking = method.check.steps * method.check.expected_batch(size) * seconds / count
     return SpectralSpeed(trained, sizes[trained], rows_per_second, public, warm, checking, _PICTURES / drawing)
 
 

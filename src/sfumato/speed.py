@@ -154,8 +154,8 @@ def seconds_beside_training(config: RunConfig, speed: Speed) -> float:
     seconds = size / READ_PER_SECOND
     if method.check.spent(len(config.classes or ())):
         drawn *= _DRAWN
-        batch = method.check.sampling_rate(config.public_size) * size if size else method.check.batch
-        seconds += (method.check.steps * batch + drawn) / speed.checks_per_second
+        judged = method.check.steps * method.check.expected_batch(config.public_size) + drawn
+        seconds += judged / speed.checks_per_second
     seconds += drawn / speed.pictures_per_second
     seconds += method.warm_steps * WARM_BATCH / speed.rows_per_second
     if config.public is not None:
@@ -308,9 +308,9 @@ def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
     if config.method == "spectral":
         from sfumato.forecast_spectral import measure_spectral_speed, with_spectral_steps
 
-        return (
-            config if config.minutes is None else with_spectral_steps(config, measure_spectral_speed(config, hardware))
-        )
+        if config.minutes is None:
+            return config
+        return with_spectral_steps(config, measure_spectral_speed(config, hardware))
     if config.minutes is not None:
         return settled(config, hardware)[0]
     if not _open(config):

@@ -15,7 +15,7 @@ from tests.small_set import SMALL, draw_folder
 
 from sfumato.privacy.ledger import Ledger
 
-STEPS, CHECK_STEPS, KILLS = 30, 15, 10
+STEPS, CHECK_STEPS, KILLS = 40, 15, 10
 
 
 def launch(*words: object) -> subprocess.Popen[bytes]:

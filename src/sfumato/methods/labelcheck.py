@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sfumato.methods.denoising import Image
 from sfumato.nets.scattering import Scattering, ScatteringClassifier
 from sfumato.privacy.gradients.engine import rounding_slack
 from sfumato.privacy.plan import TrainingRequest, TrainingTouch
@@ -36,9 +37,6 @@ _FASTEST, _SLOWEST, _MOMENTUM = 2.0, 0.25, 0.9  # of gradient descent
 _LARGEST_RATE = 0.25
 _CHUNK = 256
 _WAITING = 2_000  # pictures kept for later places
-
-Image = tuple[int, int, int]
-"""`(C, H, W)` of a picture."""
 
 View = Callable[[Tensor], Tensor]
 """What the classifier sees of things, as pictures float32 `(N, C, H, W)` from 0 to 255; row by row."""
@@ -90,6 +88,10 @@ class LabelCheckConfig(BaseModel):
         """Poisson rate, from public values."""
         return self.rate_without_size if size is None else min(_LARGEST_RATE, self.batch / size)
 
+    def expected_batch(self, size: int | None) -> float:
+        """Records of a step, on average; public."""
+        return self.sampling_rate(size) * size if size else float(self.batch)
+
     def request(self, size: int | None) -> TrainingRequest:
         """The touch."""
         return TrainingRequest(
@@ -107,7 +109,12 @@ def noise(image: Image, classes: int, size: int, mu: float) -> float:
 
     Seen as one release of the sum over all records; see `proportions.py`.
     """
-    return math.sqrt((Scattering(image).dimensions + 1) * classes) / (mu * size)
+    return math.sqrt(_parameters(image, classes)) / (mu * size)
+
+
+def _parameters(image: Image, classes: int) -> int:
+    """Of the linear layer."""
+    return (Scattering(image).dimensions + 1) * classes
 
 
 class _Learner:
@@ -279,6 +286,5 @@ def learn_check(
 
 def _rate(touch: TrainingTouch, divisor: float, image: Image, classes: int) -> float:
     """Of descent: the less, the more noise the whole training has, measured as in `noise`."""
-    parameters = (Scattering(image).dimensions + 1) * classes
-    whole = touch.noise_multiplier * math.sqrt(parameters / touch.steps) / divisor
+    whole = touch.noise_multiplier * math.sqrt(_parameters(image, classes) / touch.steps) / divisor
     return min(max(_FASTEST * 2 * _CLEAR / whole, _SLOWEST), _FASTEST)

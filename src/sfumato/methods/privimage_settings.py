@@ -30,6 +30,7 @@ _WIDER_NOISE, _WIDER_ROWS = 0.2, 2e6
 _AVERAGED = 8.0  # the moving average reaches over an eighth of the steps: a decay of 0.95 at 160
 
 _CHUNK = 128  # rows of a forward pass
+_ALMOST_NOTHING = 1e-6  # of mu^2
 
 
 def _chunk(draws: int) -> int:
@@ -194,9 +195,9 @@ class PrivImageConfig(BaseModel):
         return self.preset == "laptop" and not self.model_fields_set.intersection(CHOSEN)
 
     def training_mu(self, mu: float, public: bool, classes: int) -> float:
-        """What is left of the budget `mu` for training."""
+        """What is left of the budget `mu` for training; almost nothing where the plan will refuse the other shares."""
         query = self.semantic.share if public and self.selection == "semantic" else 0.0
-        return mu * math.sqrt(1 - self.warm_share - query - self.check.spent(classes))
+        return mu * math.sqrt(max(1 - self.warm_share - query - self.check.spent(classes), _ALMOST_NOTHING))
 
     def proportioned(self, rows: float, size: int, mu: float, parameters: int) -> PrivImageConfig:
         """Batch, steps and draws for a budget of rows, see `proportions`.

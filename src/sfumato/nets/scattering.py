@@ -77,14 +77,13 @@ class ScatteringClassifier(nn.Module):
     """A linear classifier on `Scattering` features; starts from zero, so it has no random weights.
 
     Attributes:
-        image: `(C, H, W)` of the pictures.
         features: the fixed part.
         head: the trained part.
     """
 
     def __init__(self, image: tuple[int, int, int], classes: int) -> None:
+        """`image`: `(C, H, W)` of the pictures."""
         super().__init__()
-        self.image = image
         self.features = Scattering(image)
         self.head = nn.Linear(self.features.dimensions, classes)
         nn.init.zeros_(self.head.weight)
