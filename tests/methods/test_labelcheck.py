@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from tests.privacy.memory_source import Picture
 from tests.privacy.runs import session
 
-from sfumato.methods.labelcheck import LABEL_CHECK, LabelCheck, LabelCheckConfig, _Learner, learn_check, noise
-from sfumato.nets.scattering import Scattering, ScatteringClassifier
+from sfumato.errors import PrivacyRefusal
+from sfumato.methods.labelcheck import (
+    LABEL_CHECK,
+    LOOKED_AT,
+    LabelCheck,
+    LabelCheckConfig,
+    _Learner,
+    filled_up,
+    learn_check,
+    noise,
+)
+from sfumato.nets.scattering import KEPT, ScatteringClassifier
 from sfumato.privacy.accounting import gaussian_mu
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.gradients.engine import rounding_slack
@@ -42,10 +54,15 @@ def opened(folder: Path, pictures: list[Picture] = BARS, **changes: float) -> Se
     return session(folder, pictures=pictures, touches=(touch(**changes),))  # type: ignore[arg-type]
 
 
-def learned(one: Session, tries: int = 4, heard: list[tuple[int, int]] | None = None) -> LabelCheck:
-    config = LabelCheckConfig(share=0.1, batch=30, tries=tries)
-    heard = [] if heard is None else heard
-    return learn_check(config, one, IMAGE, 2, size=60, progress=lambda done, of: heard.append((done, of)))
+def learned(folder: Path, told: Callable[[int, int], None] = lambda *_: None, **changes: float) -> LabelCheck:
+    """The check of the run in `folder`, whose public pictures are dead leaves."""
+    config, one = LabelCheckConfig(share=0.1, batch=30), opened(folder, **changes)
+    return learn_check(config, one, IMAGE, 2, size=60, public=nothing, folder=folder, seed=0, progress=told)
+
+
+def nothing() -> torch.Tensor:
+    """No public pictures."""
+    return torch.empty(0, *IMAGE, dtype=torch.uint8)
 
 
 def bars(labels: list[int]) -> torch.Tensor:
@@ -60,54 +77,80 @@ def seen(check: LabelCheck, pictures: torch.Tensor) -> torch.Tensor:
     return odds
 
 
+def untaught() -> ScatteringClassifier:
+    classifier = ScatteringClassifier(IMAGE, 2)
+    classifier.look_at(filled_up(nothing(), seed=0) / 127.5 - 1, seed=0)
+    return classifier
+
+
 @pytest.fixture(scope="module")
 def check() -> LabelCheck:
     """The same one in every run, learnt without noise: what is asked of the sorter does not hang on chance."""
-    classifier, labels = ScatteringClassifier(IMAGE, 2), torch.arange(2).repeat_interleave(20)
+    classifier, labels = untaught(), torch.arange(2).repeat_interleave(20)
     pictures = torch.cat([strength * bars(labels.tolist()) for strength in (0.3, 0.6, 1.0)])
     descent = torch.optim.SGD(classifier.parameters(), lr=1.0)
     for _ in range(100):
         descent.zero_grad()
-        torch.nn.functional.cross_entropy(classifier(pictures / 127.5 - 1), labels.repeat(3)).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(classifier(pictures / 127.5 - 1), labels.repeat(3)).backward()  # type: ignore[no-untyped-call]
         descent.step()
     return LabelCheck(classifier.requires_grad_(False), tries=4)
 
 
 def test_it_learns_to_tell_the_classes_apart(tmp_path: Path) -> None:
     labels = torch.arange(12) % 2
-    assert shown(learned(opened(tmp_path)), bars(labels.tolist())) == labels.tolist()
+    assert shown(learned(tmp_path), bars(labels.tolist())) == labels.tolist()
 
 
 def test_noise_is_what_keeps_it_from_learning(tmp_path: Path) -> None:
     """The same training under so much noise that nothing is left: what it learns comes through the touch alone."""
     labels, right = [number % 2 for number in range(12)], []
     for number in range(4):
-        drowned = learned(opened(tmp_path / str(number), noise_multiplier=1e4))
+        drowned = learned(tmp_path / str(number), noise_multiplier=1e4)
         right.append(sum(map(int.__eq__, shown(drowned, bars(labels)), labels)))
     assert min(right) < 10
 
 
+def stopping(done: int, _: int) -> None:
+    if done == 17:
+        raise KeyboardInterrupt
+
+
 def test_an_interrupted_check_goes_on(tmp_path: Path) -> None:
     """Stopped in the middle and opened again it makes the steps that are left, from the state it had."""
-    heard: list[tuple[int, int]] = []
-
-    def stop(done: int, _: int) -> None:
-        if done == 17:
-            raise KeyboardInterrupt
-
-    config = LabelCheckConfig(share=0.1, batch=30)
     with pytest.raises(KeyboardInterrupt):
-        learn_check(config, opened(tmp_path), IMAGE, 2, size=60, progress=stop)
-    found = learned(opened(tmp_path), heard=heard)
+        learned(tmp_path, stopping)
+    heard: list[tuple[int, int]] = []
+    found = learned(tmp_path, lambda done, of: heard.append((done, of)))
     assert heard == [(step, 30) for step in range(18, 31)]
-    again = learned(opened(tmp_path))
+    again = learned(tmp_path)
     assert all(torch.equal(value, again.state()[name]) for name, value in found.state().items())
     assert shown(found, bars([0, 1])) == [0, 1]
 
 
+def test_weights_are_of_no_use_for_other_features(tmp_path: Path) -> None:
+    """Chosen again, by another machine say, the coordinates could be others: half a training is not gone on with."""
+    with pytest.raises(KeyboardInterrupt):
+        learned(tmp_path, stopping)
+    (tmp_path / "label-check.safetensors").unlink()
+    with pytest.raises(PrivacyRefusal, match=r"label-check\.safetensors"):
+        learned(tmp_path)
+
+
+def test_public_pictures_by_lot_and_leaves_where_they_are_few() -> None:
+    few = torch.randint(256, (9, *IMAGE), dtype=torch.uint8)
+    shown_few = filled_up(few, seed=0)
+    assert shown_few.shape == (LOOKED_AT, *IMAGE)
+    assert set(map(bytes, few.numpy())) == set(map(bytes, shown_few[:9].numpy()))
+    assert len({bytes(one) for one in shown_few.numpy()}) == LOOKED_AT
+    many = torch.arange(LOOKED_AT + 60).to(torch.int16).view(torch.uint8).reshape(-1, 1, 1, 2)
+    chosen = filled_up(many, seed=0).view(torch.int16).flatten()
+    assert len(set(chosen.tolist())) == LOOKED_AT
+    assert int((chosen >= LOOKED_AT).sum()) > 30
+
+
 def test_records_of_no_class_teach_nothing() -> None:
     """Without a label a record has no loss, and so no gradient."""
-    learner, images = _Learner(IMAGE, 2, 1.0, 10, torch.Tensor.float), bars([0, 1, 1])
+    learner, images = _Learner(untaught(), 1.0, 10, torch.Tensor.float), bars([0, 1, 1])
     draws = Draws(bytes(32), LABEL_CHECK, 1, [bytes(16)] * 3)
     rows = Rows(images, torch.tensor([0, -1, 1]), torch.ones(3, dtype=torch.bool), draws)
     losses = learner.loss(learner.model, rows)
@@ -204,8 +247,8 @@ def test_the_share_follows_from_public_values() -> None:
 
 def test_the_noise_that_decides_the_share() -> None:
     """sqrt(P) / (mu n), with the biases among the parameters."""
-    assert noise(FASHION, 10, 60_000, 0.5) == pytest.approx(math.sqrt(834 * 10) / 30_000)
-    assert Scattering(FASHION).dimensions == 833
+    assert noise(FASHION, 10, 60_000, 0.5) == pytest.approx(math.sqrt((KEPT + 1) * 10) / 30_000)
+    assert noise(IMAGE, 2, 60_000, 0.5) == pytest.approx(math.sqrt((9 * 4 * 4 + 1) * 2) / 30_000)
 
 
 def test_the_request() -> None:

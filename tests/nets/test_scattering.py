@@ -54,10 +54,10 @@ def test_features_are_bounded_and_finite(shape: tuple[int, int, int], kind: str)
         assert float(found.norm()) < 1e-3
 
 
-def test_a_fashion_mnist_picture_has_833_features() -> None:
-    """17 maps of 7 x 7 places: brightness, and two sizes of edges in eight directions."""
-    assert (Scattering((1, 28, 28)).dimensions, Scattering((1, 28, 28)).cells) == (17 * 49, (7, 7))
-    assert (Scattering((3, 64, 64)).dimensions, Scattering((3, 64, 64)).levels) == (3 * 25 * 64, 3)
+def test_a_fashion_mnist_picture_has_3969_features() -> None:
+    """81 maps of 7 x 7 places: brightness, two sizes of edges in 8 directions, edges among those of the smaller."""
+    assert (Scattering((1, 28, 28)).dimensions, Scattering((1, 28, 28)).cells) == (81 * 49, (7, 7))
+    assert (Scattering((3, 64, 64)).dimensions, Scattering((3, 64, 64)).levels) == ((3 * 25 + 3 * 64) * 64, 3)
 
 
 def test_a_picture_has_its_features_whoever_is_beside_it() -> None:
@@ -72,6 +72,66 @@ def test_a_picture_has_its_features_whoever_is_beside_it() -> None:
 
 def test_the_fixed_part_is_not_trained_and_the_head_begins_at_zero() -> None:
     classifier = ScatteringClassifier((1, 28, 28), 10)
+    classifier.look_at(torch.rand(20, 1, 28, 28) * 2 - 1, seed=0)
     assert sorted(name for name, _ in classifier.named_parameters()) == ["head.bias", "head.weight"]
-    assert sorted(classifier.state_dict()) == ["head.bias", "head.weight"]
+    assert sorted(classifier.state_dict()) == ["directions", "head.bias", "head.weight", "mean"]
     assert not classifier(torch.rand(4, 1, 28, 28)).any()
+
+
+def coordinates(classifier: ScatteringClassifier, pictures: torch.Tensor) -> torch.Tensor:
+    """What the linear layer sees, over its norm."""
+    seen: list[torch.Tensor] = []
+    classifier.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    classifier(pictures)
+    return seen[0] / seen[0].norm(dim=1, keepdim=True)
+
+
+def test_second_order_tells_textures_apart_that_have_the_same_edges() -> None:
+    """Fine stripes in broad bands, upright or lying: at each place as many fine edges of each direction."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    upright, lying = (stripes(0.0, 64, 4)[0, 0] * (place // 4 % 2) for place in (columns, rows))
+    features = Scattering((1, 64, 64))
+    edges, seconds = [], []
+    for picture in (upright, lying):
+        first = features._edges(picture[None, None])
+        edges.append(first.mean((0, 2, 3)))
+        second = features._edges(torch.nn.functional.avg_pool2d(first, 2).movedim(1, 0))
+        seconds.append(second.mean((2, 3)))
+    across, along = 0, DIRECTIONS // 2  # direction of the bands' edges, among those of the stripes
+    assert float(seconds[0][across, across] / seconds[0][across, along]) > 3
+    assert float(seconds[1][across, along] / seconds[1][across, across]) > 3
+
+
+def test_the_directions_are_those_in_which_public_pictures_differ() -> None:
+    """Uncorrelated over the public pictures, each with the fourth root of its variance, the largest first."""
+    torch.manual_seed(0)
+    public = torch.nn.functional.interpolate(torch.rand(600, 1, 4, 4), (28, 28)) * 2 - 1
+    classifier = ScatteringClassifier((1, 28, 28), 2)
+    classifier.look_at(public, seed=0)
+    found = (classifier.features(public) - classifier.mean) @ classifier.directions[:, :20]
+    spread = found.std(0)
+    assert float(torch.corrcoef(found.T).fill_diagonal_(0).abs().max()) < 0.05
+    assert bool((spread[1:] < spread[:-1] * 1.01).all())
+    whole = torch.linalg.svdvals(classifier.features(public) - classifier.mean)[:20]
+    assert torch.allclose(spread**2 / spread[0] ** 2, whole / whole[0], rtol=0.02)
+
+
+def test_fewer_public_pictures_than_coordinates() -> None:
+    """The coordinates that they cannot choose stay zero; all others stay finite."""
+    classifier = ScatteringClassifier((1, 28, 28), 2)
+    classifier.look_at(torch.rand(5, 1, 28, 28).repeat(2, 1, 1, 1), seed=0)
+    seen = coordinates(classifier, torch.rand(4, 1, 28, 28))
+    assert not seen[:, 10:].any()
+    assert bool(seen.isfinite().all())
+    assert seen[:, :4].any()
+
+
+def test_the_choice_hangs_on_its_seed_alone() -> None:
+    public, found = torch.rand(30, 1, 28, 28), []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        classifier = ScatteringClassifier((1, 28, 28), 2)
+        classifier.look_at(public, seed=5)
+        found.append(classifier.directions)
+        assert torch.initial_seed() == state
+    assert torch.equal(*found)

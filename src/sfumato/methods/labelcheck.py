@@ -1,8 +1,9 @@
 """A private classifier that says which class a drawn picture shows: under that class it is released.
 
 A generator that had to learn under noise mixes classes up: of what it draws as a shirt, much is a coat. Telling classes
-apart is far easier to learn than drawing them, so a small share of the budget buys a linear classifier on fixed
-features (`nets/scattering.py`). It costs one touch, private training; judging what was drawn is post-processing.
+apart is far easier to learn than drawing them, so a small share of the budget buys a linear classifier on features
+that public pictures have chosen (`nets/scattering.py`). It costs one touch, private training; judging what was drawn is
+post-processing.
 
 Pictures are not thrown away for being drawn as something else. Those near the border of two classes are what teaches
 others where the border runs: on a stand-in, to draw anew what disagrees helped little more than half as much as to name
@@ -14,14 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sfumato._files import write_atomic
+from sfumato.errors import PrivacyRefusal
 from sfumato.methods.denoising import Image
-from sfumato.nets.scattering import Scattering, ScatteringClassifier
+from sfumato.nets.leaves import dead_leaves
+from sfumato.nets.scattering import ScatteringClassifier, kept
 from sfumato.privacy.gradients.engine import rounding_slack
 from sfumato.privacy.plan import TrainingRequest, TrainingTouch
 from sfumato.privacy.records import Rows
@@ -30,10 +36,13 @@ from sfumato.privacy.training import private_training
 
 LABEL_CHECK = "label check"
 
-_CLEAR, _BLIND = 0.025, 0.2
+LOOKED_AT = 4096
+"""Public pictures that choose the features."""
+
+_CLEAR, _BLIND = 0.02, 0.2
 """Norm of the whole training's noise, see `noise`: where less of it gains little, and where it learns nothing."""
 _LEAST_SHARE, _LARGEST_SHARE = 0.02, 0.1  # of mu^2
-_FASTEST, _SLOWEST, _MOMENTUM = 2.0, 0.25, 0.9  # of gradient descent
+_CALM, _FASTEST, _MOMENTUM = 0.03, 8.0, 0.9  # of gradient descent: rate times noise, largest rate
 _LARGEST_RATE = 0.25
 _CHUNK = 256
 _WAITING = 2_000  # pictures kept for later places
@@ -114,14 +123,14 @@ def noise(image: Image, classes: int, size: int, mu: float) -> float:
 
 def _parameters(image: Image, classes: int) -> int:
     """Of the linear layer."""
-    return (Scattering(image).dimensions + 1) * classes
+    return (kept(image) + 1) * classes
 
 
 class _Learner:
     """Logistic regression by gradient descent with momentum; what counts is the mean of the second half's weights."""
 
-    def __init__(self, image: Image, classes: int, rate: float, steps: int, view: View) -> None:
-        self.model, self._view = ScatteringClassifier(image, classes), view
+    def __init__(self, classifier: ScatteringClassifier, rate: float, steps: int, view: View) -> None:
+        self.model, self._view = classifier, view
         self._rate, self._half = rate, steps // 2
         self._moments = {name: torch.zeros_like(value) for name, value in self.model.named_parameters()}
         self._sums = {name: torch.zeros_like(value) for name, value in self.model.named_parameters()}
@@ -142,14 +151,16 @@ class _Learner:
                 self._sums[name].add_(parameter)
         self._summed += step > self._half
 
-    def averaged(self) -> dict[str, Tensor]:
-        """The mean of the later weights; the weights themselves if kills left no later step."""
-        if not self._summed:
-            return {name: value.detach() for name, value in self.model.named_parameters()}
-        return {name: total / self._summed for name, total in self._sums.items()}
+    @torch.no_grad()
+    def finished(self) -> ScatteringClassifier:
+        """With the mean of the later weights; as it is if kills left no later step."""
+        if self._summed:
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self._sums[name] / self._summed)
+        return self.model.requires_grad_(False)
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, momentum and sums, by name."""
+        """Weights, momentum and sums, by name; not what public pictures chose, which is on disk."""
         state = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
         state |= {f"moment.{name}": value for name, value in self._moments.items()}
         state |= {f"sum.{name}": value for name, value in self._sums.items()} | {"summed": self._summed}
@@ -179,7 +190,7 @@ class LabelCheck:
 
     @classmethod
     def of(cls, image: Image, weights: Mapping[str, Tensor], tries: int) -> LabelCheck:
-        """From the weights of its linear layer, as `state` gives them."""
+        """From tensors that `state` gave."""
         classifier = ScatteringClassifier(image, len(weights["head.bias"]))
         classifier.load_state_dict(dict(weights))
         return cls(classifier.requires_grad_(False), tries)
@@ -262,6 +273,9 @@ def learn_check(
     classes: int,
     *,
     size: int | None,
+    public: Callable[[], Tensor],
+    folder: Path,
+    seed: int,
     progress: Callable[[int, int], None],
     view: View = Tensor.float,
 ) -> LabelCheck:
@@ -273,18 +287,42 @@ def learn_check(
         image: `(C, H, W)` of what the classifier sees.
         classes: declared, at least 2.
         size: declared number of records, or None.
+        public: gives public pictures uint8 `(N, C, H, W)`, of the records' size; there may be none.
+        folder: private folder of the run; keeps what public pictures chose.
+        seed: of that choice; never of noise.
         progress: told attempts made, and how many there are.
-        view: what it sees of the records' images; public and fixed.
+        view: what it sees of images, the records' and the public ones; public and fixed.
+
+    Raises:
+        PrivacyRefusal: the run had begun to train, and what it had begun with is gone.
     """
     touch = session.touch(LABEL_CHECK, TrainingTouch)
     divisor = touch.sampling_rate * size if size else float(config.batch)
-    learner = _Learner(image, classes, _rate(touch, divisor, image, classes), touch.steps, view)
+    classifier = ScatteringClassifier(image, classes)
+    file = folder / "label-check.safetensors"
+    if file.exists():
+        classifier.load_state_dict(load_file(file))
+    elif session.latest(LABEL_CHECK) is not None:
+        raise PrivacyRefusal(f"What this run's label check began with is missing ({file}); start a new run.")
+    else:
+        shown = torch.split(filled_up(public(), seed), _CHUNK)
+        classifier.look_at(torch.cat([view(part) / 127.5 - 1 for part in shown]), seed)
+        write_atomic(file, save(classifier.state_dict()), mode=0o600)
+    learner = _Learner(classifier, _rate(touch, divisor, image, classes), touch.steps, view)
     for step in private_training(session, LABEL_CHECK, learner, divisor=divisor, chunk=_CHUNK):
         progress(step, touch.steps)
-    return LabelCheck.of(image, learner.averaged(), config.tries)
+    return LabelCheck(learner.finished(), config.tries)
+
+
+def filled_up(public: Tensor, seed: int) -> Tensor:
+    """`LOOKED_AT` pictures uint8 `(.., C, H, W)`: public ones by lot, and dead leaves where there are too few."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = public[torch.randperm(len(public), generator=generator)[:LOOKED_AT]]
+    channels, height, width = public.shape[1:]
+    return torch.cat((chosen, dead_leaves(LOOKED_AT - len(chosen), (channels, height, width), generator)))
 
 
 def _rate(touch: TrainingTouch, divisor: float, image: Image, classes: int) -> float:
     """Of descent: the less, the more noise the whole training has, measured as in `noise`."""
     whole = touch.noise_multiplier * math.sqrt(_parameters(image, classes) / touch.steps) / divisor
-    return min(max(_FASTEST * 2 * _CLEAR / whole, _SLOWEST), _FASTEST)
+    return min(_CALM / whole, _FASTEST)

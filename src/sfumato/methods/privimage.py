@@ -134,8 +134,17 @@ def fit(
     # 5. Label check.
     check = None
     if config.check.spent(classes):
-        told = partial(progress, LABEL_CHECK)
-        check = learn_check(config.check, session, image, classes, size=size, progress=told)
+        check = learn_check(
+            config.check,
+            session,
+            image,
+            classes,
+            size=size,
+            public=partial(_pictures, public, image),
+            folder=folder,
+            seed=seed,
+            progress=partial(progress, LABEL_CHECK),
+        )
     # 6. Private training.
     touch = session.touch(FINE_TUNING, TrainingTouch)
     divisor = touch.sampling_rate * size if size else float(config.batch)
@@ -259,6 +268,11 @@ def read_selection(folder: Path, not_private: bool) -> Selection:
     """
     file = folder / stamped(SELECTION, not_private)
     return json.loads(file.read_text())["chosen"] if file.exists() else {}
+
+
+def _pictures(public: PublicStart | None, image: Image) -> Tensor:
+    """The public ones; none where there are none."""
+    return torch.from_numpy(public.read().pixels) if public else torch.empty(0, *image, dtype=torch.uint8)
 
 
 def _class_models(

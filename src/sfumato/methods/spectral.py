@@ -119,6 +119,9 @@ def fit(
             known.tokenizer.shape.small(1),
             classes,
             size=size,
+            public=lambda: torch.from_numpy(pictures().pixels),
+            folder=public.folder,
+            seed=seed,
             progress=functools.partial(progress, LABEL_CHECK),
             view=lambda images: known.tokenizer.thumbnail(known.tokenizer.encode(images, 1)),
         )
