@@ -102,7 +102,7 @@ def run(
         write_json(options.into, table[options.cell]())
         return
     file = RESULTS / f"{name}.json"
-    stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    stored = _stored(file)
     wanted = options.only.split(",") if options.only else list(table)
     if unknown := set(wanted) - set(table):
         parser.error(f"there are no cells {', '.join(sorted(unknown))}; known are {', '.join(table)}")
@@ -116,6 +116,7 @@ def run(
         print(f"[{number}/{len(wanted)}] {cell}", file=sys.stderr, flush=True)
         began = time.monotonic()
         result = _measure(cell)
+        stored = _stored(file)  # again: others may be measuring further cells
         stored[cell] = {
             "result": result,
             "seconds": round(time.monotonic() - began, 1),
@@ -128,6 +129,11 @@ def run(
         write_json(file, stored)
     done = {cell: stored[cell]["result"] for cell in table if _fresh(stored.get(cell), decides(cell))}
     print(json.dumps(summary(done)))
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
 
 
 def _fresh(entry: dict[str, Any] | None, settings: Mapping[str, Any]) -> bool:

@@ -79,7 +79,7 @@ def seen(check: LabelCheck, pictures: torch.Tensor) -> torch.Tensor:
 
 def untaught() -> ScatteringClassifier:
     classifier = ScatteringClassifier(IMAGE, 2)
-    classifier.look_at(filled_up(nothing(), seed=0) / 127.5 - 1, seed=0)
+    classifier.look_at([filled_up(nothing(), seed=0) / 127.5 - 1], seed=0)
     return classifier
 
 

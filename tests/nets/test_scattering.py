@@ -72,7 +72,7 @@ def test_a_picture_has_its_features_whoever_is_beside_it() -> None:
 
 def test_the_fixed_part_is_not_trained_and_the_head_begins_at_zero() -> None:
     classifier = ScatteringClassifier((1, 28, 28), 10)
-    classifier.look_at(torch.rand(20, 1, 28, 28) * 2 - 1, seed=0)
+    classifier.look_at([torch.rand(20, 1, 28, 28) * 2 - 1], seed=0)
     assert sorted(name for name, _ in classifier.named_parameters()) == ["head.bias", "head.weight"]
     assert sorted(classifier.state_dict()) == ["directions", "head.bias", "head.weight", "mean"]
     assert not classifier(torch.rand(4, 1, 28, 28)).any()
@@ -107,7 +107,7 @@ def test_the_directions_are_those_in_which_public_pictures_differ() -> None:
     torch.manual_seed(0)
     public = torch.nn.functional.interpolate(torch.rand(600, 1, 4, 4), (28, 28)) * 2 - 1
     classifier = ScatteringClassifier((1, 28, 28), 2)
-    classifier.look_at(public, seed=0)
+    classifier.look_at(torch.split(public, 100), seed=0)
     found = (classifier.features(public) - classifier.mean) @ classifier.directions[:, :20]
     spread = found.std(0)
     assert float(torch.corrcoef(found.T).fill_diagonal_(0).abs().max()) < 0.05
@@ -119,7 +119,7 @@ def test_the_directions_are_those_in_which_public_pictures_differ() -> None:
 def test_fewer_public_pictures_than_coordinates() -> None:
     """The coordinates that they cannot choose stay zero; all others stay finite."""
     classifier = ScatteringClassifier((1, 28, 28), 2)
-    classifier.look_at(torch.rand(5, 1, 28, 28).repeat(2, 1, 1, 1), seed=0)
+    classifier.look_at([torch.rand(5, 1, 28, 28)] * 2, seed=0)
     seen = coordinates(classifier, torch.rand(4, 1, 28, 28))
     assert not seen[:, 10:].any()
     assert bool(seen.isfinite().all())
@@ -131,7 +131,7 @@ def test_the_choice_hangs_on_its_seed_alone() -> None:
     for state in (1, 2):
         torch.manual_seed(state)
         classifier = ScatteringClassifier((1, 28, 28), 2)
-        classifier.look_at(public, seed=5)
+        classifier.look_at([public], seed=5)
         found.append(classifier.directions)
         assert torch.initial_seed() == state
     assert torch.equal(*found)

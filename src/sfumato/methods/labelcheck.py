@@ -305,10 +305,9 @@ def learn_check(
     elif session.latest(LABEL_CHECK) is not None:
         raise PrivacyRefusal(f"What this run's label check began with is missing ({file}); start a new run.")
     else:
-        shown = torch.split(filled_up(public(), seed), _CHUNK)
-        classifier.look_at(torch.cat([view(part) / 127.5 - 1 for part in shown]), seed)
+        classifier.look_at((view(part) / 127.5 - 1 for part in torch.split(filled_up(public(), seed), _CHUNK)), seed)
         write_atomic(file, save(classifier.state_dict()), mode=0o600)
-    learner = _Learner(classifier, _rate(touch, divisor, image, classes), touch.steps, view)
+    learner = _Learner(classifier, _rate(touch, divisor, _parameters(image, classes)), touch.steps, view)
     for step in private_training(session, LABEL_CHECK, learner, divisor=divisor, chunk=_CHUNK):
         progress(step, touch.steps)
     return LabelCheck(learner.finished(), config.tries)
@@ -322,7 +321,7 @@ def filled_up(public: Tensor, seed: int) -> Tensor:
     return torch.cat((chosen, dead_leaves(LOOKED_AT - len(chosen), (channels, height, width), generator)))
 
 
-def _rate(touch: TrainingTouch, divisor: float, image: Image, classes: int) -> float:
+def _rate(touch: TrainingTouch, divisor: float, parameters: int) -> float:
     """Of descent: the less, the more noise the whole training has, measured as in `noise`."""
-    whole = touch.noise_multiplier * math.sqrt(_parameters(image, classes) / touch.steps) / divisor
+    whole = touch.noise_multiplier * math.sqrt(parameters / touch.steps) / divisor
     return min(_CALM / whole, _FASTEST)

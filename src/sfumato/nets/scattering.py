@@ -10,6 +10,7 @@ in which the features of public pictures differ most.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ _WIDTH, _FREQUENCY, _SLANT = 0.8, 3 * math.pi / 4, 0.5
 _FLAT = 1e-4  # variance of a map, on pixels in [-1, 1], below which it is taken to show nothing
 _LOUDNESS = 10.0  # norm of what the linear layer sees: with it, moderate weights give any odds
 _TINY = 1e-3  # spread, of the largest, below which a direction is taken to be rounding
-_CHUNK = 256
 
 
 def morlet_wavelets() -> Tensor:
@@ -129,13 +129,13 @@ class ScatteringClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
-    def look_at(self, public: Tensor, seed: int) -> None:
-        """Takes mean and principal directions from public pictures `(N, C, H, W)` in [-1, 1].
+    def look_at(self, public: Iterable[Tensor], seed: int) -> None:
+        """Takes mean and principal directions from public pictures, parts of them `(n, C, H, W)` in [-1, 1].
 
         A direction's scale is the root of what would whiten it: whitened in full, those that hardly differ would be
         nothing but noise.
         """
-        features = torch.cat([self.features(part) for part in torch.split(public, _CHUNK)])
+        features = torch.cat([self.features(part) for part in public])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             rank = min(self.directions.shape[1], len(features))
