@@ -126,6 +126,14 @@ def test_fewer_public_pictures_than_coordinates() -> None:
     assert seen[:, :4].any()
 
 
+@pytest.mark.parametrize("image", [(1, 28, 28), (3, 1, 1)])
+def test_public_pictures_that_are_all_alike(image: tuple[int, int, int]) -> None:
+    classifier = ScatteringClassifier(image, 2)
+    classifier.look_at([torch.zeros(9, *image)], seed=0)
+    torch.nn.init.ones_(classifier.head.weight)
+    assert bool(classifier(torch.rand(3, *image)).isfinite().all())
+
+
 def test_the_choice_hangs_on_its_seed_alone() -> None:
     public, found = torch.rand(30, 1, 28, 28), []
     for state in (1, 2):

@@ -141,7 +141,8 @@ class ScatteringClassifier(nn.Module):
             rank = min(self.directions.shape[1], len(features))
             _, spread, directions = torch.pca_lowrank(features, rank, niter=4)
         self.mean.copy_(features.mean(0))
-        self.directions[:, :rank] = directions / spread.clamp(min=_TINY * float(spread[0])).sqrt()
+        least = _TINY * max(1.0, float(spread[0]))  # pictures that are all alike have no spread
+        self.directions[:, :rank] = directions / spread.clamp(min=least).sqrt()
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Scores `(N, classes)` for pictures `(N, C, H, W)` in [-1, 1]."""
