@@ -86,20 +86,21 @@ def coordinates(classifier: ScatteringClassifier, pictures: torch.Tensor) -> tor
     return seen[0] / seen[0].norm(dim=1, keepdim=True)
 
 
-def test_second_order_tells_textures_apart_that_have_the_same_edges() -> None:
-    """Fine stripes in broad bands, upright or lying: at each place as many fine edges of each direction."""
+def test_second_order_sees_which_way_bands_of_stripes_run() -> None:
+    """Upright stripes in upright bands or in lying ones: edges among the strengths of one and the same edges."""
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    upright, lying = (stripes(0.0, 64, 4)[0, 0] * (place // 4 % 2) for place in (columns, rows))
     features = Scattering((1, 64, 64))
-    edges, seconds = [], []
-    for picture in (upright, lying):
-        first = features._edges(picture[None, None])
-        edges.append(first.mean((0, 2, 3)))
-        second = features._edges(torch.nn.functional.avg_pool2d(first, 2).movedim(1, 0))
-        seconds.append(second.mean((2, 3)))
-    across, along = 0, DIRECTIONS // 2  # direction of the bands' edges, among those of the stripes
-    assert float(seconds[0][across, across] / seconds[0][across, along]) > 3
-    assert float(seconds[1][across, along] / seconds[1][across, across]) > 3
+    across, along = 0, DIRECTIONS // 2  # of the stripes
+    for place, seen, unseen in ((columns, across, along), (rows, along, across)):
+        picture = (stripes(0.0, 64, 4)[0, 0] * (place // 4 % 2))[None, None]
+        strength = torch.nn.functional.avg_pool2d(features._edges(picture), 2)
+        second = features._edges(strength.movedim(1, 0))
+        assert float(second[across, seen].mean() / second[across, unseen].mean()) > 3
+        places = torch.nn.functional.adaptive_avg_pool2d(second, (8, 8)).flatten(0, 1)
+        variance, mean = torch.var_mean(places, dim=(1, 2), correction=0, keepdim=True)
+        maps = features(picture).reshape(-1, 8, 8)[1 + DIRECTIONS :][: DIRECTIONS**2]
+        expected = (places - mean) / (variance + 1e-4).sqrt() / math.sqrt(features.dimensions)
+        assert torch.allclose(maps, expected, atol=1e-6)
 
 
 def test_the_directions_are_those_in_which_public_pictures_differ() -> None:

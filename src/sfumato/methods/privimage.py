@@ -15,10 +15,11 @@ Without public images the method begins at 4.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -97,7 +98,9 @@ def fit(
     begun = session.latest(FINE_TUNING) is not None  # then its state holds all that came before
     shape = config.shape(image, classes)
     weights: dict[str, Tensor] = {}
+    pictures = functools.cache(public.read if public else partial(_no_pictures, image))
     if public is not None and not begun:
+        public = replace(public, read=pictures)
         weights = _learn_from_public(config, session, public, folder, shape, seed, hardware, progress)
     # 4. Warm start.
     prototypes = _class_models(config, session, image, classes, size) if config.warm_share else None
@@ -140,11 +143,12 @@ def fit(
             image,
             classes,
             size=size,
-            public=partial(_pictures, public, image),
+            public=lambda: torch.from_numpy(pictures().pixels),
             folder=folder,
             seed=seed,
             progress=partial(progress, LABEL_CHECK),
         )
+    pictures.cache_clear()  # gigabytes, where the public images are many
     # 6. Private training.
     touch = session.touch(FINE_TUNING, TrainingTouch)
     divisor = touch.sampling_rate * size if size else float(config.batch)
@@ -270,9 +274,8 @@ def read_selection(folder: Path, not_private: bool) -> Selection:
     return json.loads(file.read_text())["chosen"] if file.exists() else {}
 
 
-def _pictures(public: PublicStart | None, image: Image) -> Tensor:
-    """The public ones; none where there are none."""
-    return torch.from_numpy(public.read().pixels) if public else torch.empty(0, *image, dtype=torch.uint8)
+def _no_pictures(image: Image) -> PublicSet:
+    return PublicSet(np.empty((0, *image), dtype=np.uint8), None, ())
 
 
 def _class_models(
