@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import Block, Memory, TransformerShape, initialise, positions
+from sfumato.nets.transformer import Block, Memory, TransformerShape, initialise, mean_cross_entropy, positions
 
 
 class Condition(NamedTuple):
@@ -84,8 +83,7 @@ class ScaleGPT(nn.Module):
 
     def losses(self, tokens: Tensor, condition: Tensor) -> Tensor:
         """Mean cross-entropy of each row's tokens `(N, T)`, the first one included; `(N,)`."""
-        logits = self(tokens[:, :-1].contiguous(), condition).float()
-        return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").mean(1)
+        return mean_cross_entropy(self(tokens[:, :-1].contiguous(), condition), tokens)
 
     def _begin(self, condition: Tensor) -> Tensor:
         if self.condition.kind == "text":

@@ -481,7 +481,7 @@ def test_groups_err_by_no_more_than_they_are_charged(level: int, positions: int)
 @given(
     records=st.integers(1, 4),
     positions=st.integers(1, 9),
-    eights=st.integers(1, 6),
+    eights=st.integers(1, 20),
     offset=st.sampled_from([0.0, 100.0]),
     seed=st.integers(0, 2**31),
 )
@@ -489,12 +489,26 @@ def test_norm_gradients(level: int, records: int, positions: int, eights: int, o
     torch.manual_seed(seed)
     width = 8 * eights
     x, g = torch.randn(records, positions, width) + offset, torch.randn(records, positions, width)
-    found = kernels.norm_gradients(x, g, 1e-5, level)
+    found, squares = kernels.norm_gradients(x, g, 1e-5, level)
     normal = F.layer_norm(x.double(), (width,), eps=1e-5)
     expected = torch.cat(((g.double() * normal).sum(1), g.double().sum(1)), 1)
     assert (found - expected).norm() <= (1e-6 + 1e-6 * offset) * math.sqrt(positions) * expected.norm() + 1e-6
-    g[0], x[0] = math.nan, math.inf
-    assert torch.equal(kernels.norm_gradients(x, g, 1e-5, level)[1:], found[1:])
+    assert torch.allclose(squares.sqrt(), found.double().norm(dim=1), rtol=1e-12)
+    weights, start = torch.rand(records, dtype=torch.float64), torch.randn(2 * width + 1, dtype=torch.float64)
+    weights[0] = 0
+    totals = []
+    for _ in range(2):
+        total = start.clone()
+        kernels.rows_add(found, weights, total[1:], level)
+        totals.append(total)
+        g[0], x[0] = math.nan, math.inf
+        others = found[1:].clone()
+        found, squares = kernels.norm_gradients(x, g, 1e-5, level)
+        assert not squares[0].isfinite()
+        assert torch.equal(found[1:], others)
+    assert torch.equal(*totals)
+    assert totals[0][0] == start[0]
+    assert torch.allclose(totals[0][1:], start[1:] + weights[1:] @ found[1:].double(), rtol=1e-12)
 
 
 @levels
@@ -545,8 +559,9 @@ def test_no_norm_of_an_embedding_is_below_what_is_added(level: int, scale: float
 @levels
 def test_norm_gradients_of_constant_inputs_are_finite(level: int) -> None:
     x, g = torch.full((2, 3, 8), 1e4), torch.randn(2, 3, 8)
-    found = kernels.norm_gradients(x, g, 1e-5, level)
+    found, squares = kernels.norm_gradients(x, g, 1e-5, level)
     assert found.isfinite().all()
+    assert squares.isfinite().all()
     assert found[:, :8].abs().max() < 1e-2 * g.abs().max() * 3
 
 

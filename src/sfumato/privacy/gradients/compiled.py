@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.privacy.gradients import kernels
-from sfumato.privacy.gradients.contributions import Formed, Instantiated, Places, choose
+from sfumato.privacy.gradients.contributions import Places, choose
 from sfumato.privacy.gradients.kernels import Convolution
-from sfumato.privacy.gradients.layers import Workspace, by_record
+from sfumato.privacy.gradients.layers import by_record
 from sfumato.privacy.gradients.tape import Layer, Reading
 
 
@@ -58,12 +58,16 @@ class CompiledLinear:
         self._linear.add(weights, total, self._scratch, self._level, self._grouped, overwrite)
 
 
-class CompiledNorm(Instantiated):
-    """A layer norm over the last dimension, in one pass over its inputs."""
+class CompiledNorm:
+    """A layer norm over the last dimension; its gradients are small, so they are kept until they are added."""
+
+    overwrites = False
 
     def __init__(self, layer: Layer, reading: Reading, rows: int, places: Places, level: int) -> None:
-        super().__init__(layer, reading, rows, places, Workspace())
-        self._level = level
+        assert isinstance(layer.module, nn.LayerNorm)
+        self._place, self._level = places.whole, level
+        x, gradient = (by_record(value.float(), rows).contiguous() for value in reading)
+        self._formed, self._squares = kernels.norm_gradients(x, gradient, layer.module.eps, level)
 
     @staticmethod
     def fits(layer: Layer) -> bool:
@@ -73,11 +77,11 @@ class CompiledNorm(Instantiated):
             return False
         return len(module.normalized_shape) == 1 and module.normalized_shape[0] % 8 == 0
 
-    def _form(self) -> list[Formed]:
-        module = self._layer.module
-        assert isinstance(module, nn.LayerNorm)
-        x, g = (by_record(value.float(), self._rows).contiguous() for value in self._reading)
-        return [Formed(self._places.whole, kernels.norm_gradients(x, g, module.eps, self._level))]
+    def squares(self) -> Tensor:
+        return self._squares
+
+    def add(self, weights: Tensor, total: Tensor, overwrite: bool = False) -> None:
+        kernels.rows_add(self._formed, weights, total[self._place], self._level)
 
 
 class CompiledEmbedding:

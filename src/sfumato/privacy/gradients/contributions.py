@@ -202,10 +202,10 @@ def choose(module: nn.Module, reading: Reading, rows: int) -> Choice:
         For T positions, input width d and output width p, Gram matrices cost T^2 (d + p) multiply-adds and
         instantiation T d p, plus about 8 for each of the d p numbers that pass through memory.
     """
-    size = sum(value.numel() for value in module.parameters(recurse=False))
-    formed = Choice("instantiate", 0, rows * reading.gradient[0].numel() + 8 * size)
-    if rule_of(module) is FALLBACK:  # a subclass of the following may compute anything
-        return formed
+    if rule_of(module) is FALLBACK or not isinstance(module, nn.Embedding | nn.Linear | nn.Conv2d):
+        # Of what has no rule, a subclass of those may compute anything.
+        size = sum(value.numel() for value in module.parameters(recurse=False))
+        return Choice("instantiate", 0, rows * reading.gradient[0].numel() + 8 * size)
     if isinstance(module, nn.Embedding):
         positions = rows * reading.activation[0].numel()
         ghost, instantiate = positions**2 * module.embedding_dim, 8 * module.weight.numel()
@@ -213,12 +213,10 @@ def choose(module: nn.Module, reading: Reading, rows: int) -> Choice:
         positions = rows * reading.activation[0].numel() // module.in_features
         ghost = positions**2 * (module.in_features + module.out_features)
         instantiate = (positions + 8) * module.weight.numel()
-    elif isinstance(module, nn.Conv2d):
+    else:
         positions = rows * reading.gradient[0, 0].numel()
         ghost = positions**2 * (module.weight[0].numel() + module.out_channels)
         instantiate = (positions + 8) * module.weight.numel()
         if module.groups > 1:
             return Choice("instantiate", ghost, instantiate)
-    else:
-        return formed
     return Choice("ghost" if ghost < instantiate else "instantiate", ghost, instantiate)

@@ -202,11 +202,7 @@ class Linear(NamedTuple):
         layer, sizes = flat._packed(), (ctypes.c_int64(records), ctypes.c_int64(positions))
         kind = "single" if self._single else "linear"
         memory = scratch.pointer(getattr(library, f"{kind}_scratch_floats")(ctypes.byref(layer), *sizes))
-        pointers = (ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else value for value in arguments)
-        if getattr(library, f"{kind}_{function}")(
-            at_level, ctypes.byref(layer), *sizes, *pointers, ctypes.c_void_p(memory)
-        ):
-            raise RuntimeError("the kernels were called on a processor that they do not support")
+        _call(f"{kind}_{function}", at_level, ctypes.byref(layer), *sizes, *arguments, ctypes.c_void_p(memory))
 
     def squares(self, gram: bool, scratch: Scratch, at_level: int) -> Tensor:
         """Squared norms of the gradients or upper bounds on them, `(R,)` float64.
@@ -237,17 +233,30 @@ class Linear(NamedTuple):
         self._call("add", scratch, at_level, *options, weights, total)
 
 
-def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -> Tensor:
-    """Gradients of a layer norm's scale and shift, `(R, 2 d)`, for float32 inputs `(R, positions, d)`, d in eights."""
-    library = _library()
-    assert library is not None
+def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -> tuple[Tensor, Tensor]:
+    """Gradients of a layer norm's scale and shift, and their squared norms.
+
+    Args:
+        x: inputs `(R, positions, d)`, float32, contiguous, d in eights.
+        gradient: by the outputs, likewise.
+        epsilon: of the norm.
+        at_level: as `level()` gave it.
+
+    Returns:
+        `(R, 2 d)` float32 and `(R,)` float64.
+    """
     records, positions, width = x.shape
     out = torch.empty(records, 2 * width, dtype=torch.float32)
+    squares = torch.zeros(records, dtype=torch.float64)
     sizes = (ctypes.c_int64(records), ctypes.c_int64(positions), ctypes.c_int64(width))
-    pointers = [ctypes.c_void_p(value.data_ptr()) for value in (x, gradient, out)]
-    if library.norm_gradients(at_level, *pointers[:2], *sizes, ctypes.c_double(epsilon), pointers[2]):
-        raise RuntimeError("the kernels were called on a processor that they do not support")
-    return out
+    _call("norm_gradients", at_level, x, gradient, *sizes, ctypes.c_double(epsilon), out, squares)
+    return out, squares
+
+
+def rows_add(rows: Tensor, weights: Tensor, total: Tensor, at_level: int) -> None:
+    """Adds `(R, n)` float32 rows times `weights` `(R,)` float64 to `total` `(n,)` float64; weight 0 is not read."""
+    sizes = (ctypes.c_int64(size) for size in rows.shape)
+    _call("rows_add", at_level, rows, *sizes, weights.contiguous(), total)
 
 
 def embedding_squares(tokens: Tensor, gradient: Tensor, at_level: int) -> Tensor:
@@ -263,9 +272,14 @@ def embedding_add(tokens: Tensor, gradient: Tensor, weights: Tensor, total: Tens
 
 
 def _embedding(function: str, tokens: Tensor, gradient: Tensor, at_level: int, *rest: Tensor) -> None:
+    sizes = (ctypes.c_int64(size) for size in gradient.shape)
+    _call(function, at_level, tokens, gradient, *sizes, *rest)
+
+
+def _call(function: str, at_level: int, *arguments: object) -> None:
+    """Calls a kernel with tensors as their addresses."""
     library = _library()
     assert library is not None
-    sizes = (ctypes.c_int64(size) for size in gradient.shape)
-    pointers = [ctypes.c_void_p(value.data_ptr()) for value in (tokens, gradient, *rest)]
-    if getattr(library, function)(at_level, *pointers[:2], *sizes, *pointers[2:]):
+    pointers = (ctypes.c_void_p(value.data_ptr()) if isinstance(value, Tensor) else value for value in arguments)
+    if getattr(library, function)(at_level, *pointers):
         raise RuntimeError("the kernels were called on a processor that they do not support")

@@ -13,9 +13,12 @@ int embedding_squares(int level, const int64_t *tokens, const float *gradient, i
 // Adds the gradients times `weights` to `total`, vocabulary x width; records of weight zero are not read.
 int embedding_add(int level, const int64_t *tokens, const float *gradient, int64_t records, int64_t positions,
                   int64_t width, const double *weights, double *total);
-// Gradients of a layer norm's scale and shift: records x 2 x width floats, from inputs and output gradients of float.
+// Gradients of a layer norm's scale and shift: records x 2 x width floats, from inputs and output gradients of float;
+// their squared norms are added to `squares`.
 int norm_gradients(int level, const float *input, const float *gradient, int64_t records, int64_t positions,
-                   int64_t width, double epsilon, float *out);
+                   int64_t width, double epsilon, float *out, double *squares);
+// Adds rows of `width` floats times `weights` to `total`; records of weight zero are not read.
+int rows_add(int level, const float *rows, int64_t records, int64_t width, const double *weights, double *total);
 }
 
 #ifdef SFUMATO_KERNELS
@@ -41,27 +44,50 @@ AVX512 void each_token(const int64_t *tokens, const float *gradient, int64_t pos
     }
 }
 
-AVX512 void norm_of(const float *input, const float *gradient, int64_t positions, int64_t width, double epsilon,
-                    float *scale, float *shift) {
-    std::memset(scale, 0, sizeof(float) * size_t(width));
-    std::memset(shift, 0, sizeof(float) * size_t(width));
-    for (int64_t t = 0; t < positions; t++, input += width, gradient += width) {
-        __m512d sum = _mm512_setzero_pd(), square = sum;
-        for (int64_t x = 0; x < width; x += 8) {
-            const __m512d value = _mm512_cvtps_pd(_mm256_loadu_ps(input + x));
-            sum = _mm512_add_pd(sum, value);
-            square = _mm512_fmadd_pd(value, value, square);
+constexpr int64_t COLUMNS = 4 * TILE;  // of a layer norm that stay in registers
+
+// Where a position's values lie, and the factor that gives them unit variance.
+struct Moments {
+    float centre, factor;
+};
+
+AVX512 Moments moments_of(const float *values, int64_t width, double epsilon) {
+    __m512 sum = _mm512_setzero_ps(), square = sum;
+    for (int64_t x = 0; x < width; x += TILE)
+        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(width - x >= TILE ? 0xffff : 0xff, values + x));
+    const float centre = _mm512_reduce_add_ps(sum) / float(width);
+    for (int64_t x = 0; x < width; x += TILE) {
+        const __mmask16 mask = width - x >= TILE ? 0xffff : 0xff;
+        const __m512 value = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, values + x), _mm512_set1_ps(centre));
+        square = _mm512_fmadd_ps(value, value, square);
+    }
+    return {centre, float(1 / std::sqrt(double(_mm512_reduce_add_ps(square)) / double(width) + epsilon))};
+}
+
+// Gradients of one record: sums over positions of the output gradient times the normal input, and of it alone.
+AVX512 void norm_of(const float *input, const float *gradient, int64_t positions, int64_t width,
+                    const Moments *moments, float *scale, float *shift) {
+    for (int64_t first = 0; first < width; first += COLUMNS) {
+        __mmask16 masks[4];
+        __m512 sums[4][2];
+        for (int k = 0; k < 4; k++) {
+            const int64_t left = width - first - k * TILE;
+            masks[k] = left >= TILE ? 0xffff : left > 0 ? 0xff : 0;
+            sums[k][0] = sums[k][1] = _mm512_setzero_ps();
         }
-        const double mean = _mm512_reduce_add_pd(sum) / double(width);
-        const double variance = _mm512_reduce_add_pd(square) / double(width) - mean * mean;
-        const __m512 centre = _mm512_set1_ps(float(mean));
-        const __m512 factor = _mm512_set1_ps(float(1 / std::sqrt((variance > 0 ? variance : 0) + epsilon)));
-        for (int64_t x = 0; x < width; x += TILE) {
-            const __mmask16 mask = width - x >= TILE ? 0xffff : 0xff;
-            const __m512 g = _mm512_maskz_loadu_ps(mask, gradient + x);
-            const __m512 normal = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, input + x), centre), factor);
-            _mm512_mask_storeu_ps(scale + x, mask, _mm512_fmadd_ps(g, normal, _mm512_maskz_loadu_ps(mask, scale + x)));
-            _mm512_mask_storeu_ps(shift + x, mask, _mm512_add_ps(g, _mm512_maskz_loadu_ps(mask, shift + x)));
+        for (int64_t t = 0; t < positions; t++) {
+            const __m512 centre = _mm512_set1_ps(moments[t].centre), factor = _mm512_set1_ps(moments[t].factor);
+            for (int k = 0; k < 4; k++) {
+                const int64_t place = t * width + first + k * TILE;
+                const __m512 g = _mm512_maskz_loadu_ps(masks[k], gradient + place);
+                const __m512 x = _mm512_maskz_loadu_ps(masks[k], input + place);
+                sums[k][0] = _mm512_fmadd_ps(g, _mm512_mul_ps(_mm512_sub_ps(x, centre), factor), sums[k][0]);
+                sums[k][1] = _mm512_add_ps(g, sums[k][1]);
+            }
+        }
+        for (int k = 0; k < 4; k++) {
+            _mm512_mask_storeu_ps(scale + first + k * TILE, masks[k], sums[k][0]);
+            _mm512_mask_storeu_ps(shift + first + k * TILE, masks[k], sums[k][1]);
         }
     }
 }
@@ -90,11 +116,22 @@ int embedding_add(int level, const int64_t *tokens, const float *gradient, int64
 }
 
 int norm_gradients(int level, const float *input, const float *gradient, int64_t records, int64_t positions,
-                   int64_t width, double epsilon, float *out) {
+                   int64_t width, double epsilon, float *out, double *squares) {
     if (level < 1 || width % 8) return 1;
+    std::vector<Moments> moments(static_cast<size_t>(positions));
+    const int64_t size = positions * width;
+    for (int64_t record = 0; record < records; record++, input += size, gradient += size, out += 2 * width) {
+        for (int64_t t = 0; t < positions; t++) moments[size_t(t)] = moments_of(input + t * width, width, epsilon);
+        norm_of(input, gradient, positions, width, moments.data(), out, out + width);
+        squares[record] += squared_norm(out, 2 * width);
+    }
+    return 0;
+}
+
+int rows_add(int level, const float *rows, int64_t records, int64_t width, const double *weights, double *total) {
+    if (level < 1) return 1;
     for (int64_t record = 0; record < records; record++)
-        norm_of(input + record * positions * width, gradient + record * positions * width, positions, width, epsilon,
-                out + record * 2 * width, out + record * 2 * width + width);
+        if (weights[record] > 0) add_scaled(weights[record], rows + record * width, total, width);
     return 0;
 }
 
@@ -102,6 +139,7 @@ int norm_gradients(int level, const float *input, const float *gradient, int64_t
 
 int embedding_squares(int, const int64_t *, const float *, int64_t, int64_t, int64_t, double *) { return 1; }
 int embedding_add(int, const int64_t *, const float *, int64_t, int64_t, int64_t, const double *, double *) { return 1; }
-int norm_gradients(int, const float *, const float *, int64_t, int64_t, int64_t, double, float *) { return 1; }
+int norm_gradients(int, const float *, const float *, int64_t, int64_t, int64_t, double, float *, double *) { return 1; }
+int rows_add(int, const float *, int64_t, int64_t, const double *, double *) { return 1; }
 
 #endif

@@ -117,6 +117,7 @@ void multiply_panel(int level, const Product &product, bool wide, bool high, flo
         }
 }
 
+// Squared norm of the bias's gradient of one record; where there is a `total`, adds the gradient times `weight` to it.
 AVX512 double bias_square(const Layer &line, int64_t record, double weight, double *total) {
     constexpr int64_t SPAN = 2 * PANEL;  // channels at a time: four sums that need not wait for each other
     const auto *from = reinterpret_cast<const char *>(gradient_of(line, record));
@@ -132,15 +133,18 @@ AVX512 double bias_square(const Layer &line, int64_t record, double weight, doub
                 sums[2 * half] = _mm512_add_ps(sums[2 * half], _mm512_castsi512_ps(_mm512_slli_epi32(row, 16)));
                 sums[2 * half + 1] = _mm512_add_ps(sums[2 * half + 1], _mm512_castsi512_ps(_mm512_and_si512(row, odd)));
             }
-        alignas(64) float values[4][TILE];
-        for (int k = 0; k < 4; k++) _mm512_store_ps(values[k], sums[k]);
-        for (int64_t k = 0; k < SPAN && p + k < line.out_channels; k++) {
-            const double value = values[k / PANEL * 2 + k % 2][k % PANEL / 2];
-            if (total)
-                total[p + k] += weight * value;
-            else
-                sum += value * value;
+        alignas(64) float values[SPAN];
+        for (int k = 0; k < 4; k++) {  // channels in their order again: even ones and odd ones take turns
+            const __m512i first = _mm512_add_epi32(_mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0),
+                                                   _mm512_set1_epi32(k % 2 * 8));
+            const __m512i turns = _mm512_mask_add_epi32(first, 0xaaaa, first, _mm512_set1_epi32(TILE));
+            _mm512_store_ps(values + k * TILE, _mm512_permutex2var_ps(sums[k / 2 * 2], turns, sums[k / 2 * 2 + 1]));
         }
+        const int64_t count = std::min(SPAN, line.out_channels - p);
+        if (total)
+            add_scaled(weight, values, total + p, count);
+        else
+            sum += squared_norm(values, count);
     }
     return sum;
 }

@@ -19,83 +19,54 @@ int linear_add(int level, const Layer *layer, int64_t records, int64_t positions
 
 namespace {
 
-constexpr int GROUP = 4;          // records whose tiles are added together
 constexpr int64_t ROWS = 4;      // rows of a panel that stay in registers
 constexpr int64_t TOGETHER = 8;  // records that are added up in float32 before they join the sum, at most
 
-// The panel += sum over the group of weight x tile, or = if it is the first. `SINGLE`: the group's sum is float32.
-template <int COUNT, bool SINGLE, bool WHOLE>
-AVX512 inline void add_tiles(const float *tiles, const double *weights, const Part &part, int64_t stride, bool first) {
-    __m512d factors[COUNT];
-    __m512 single[COUNT];
-    for (int r = 0; r < COUNT; r++) {
-        factors[r] = _mm512_set1_pd(weights[r]);
-        single[r] = _mm512_set1_ps(float(weights[r]));
-    }
-    const int64_t width = WHOLE ? PANEL : part.width;
-    for (int64_t row = 0; row < part.height; row++)
-        for (int64_t x = 0; x < width; x += TILE) {
-            const float *from = tiles + row * PANEL + x;
-            __m512 group = _mm512_setzero_ps();
-            for (int r = 0; SINGLE && r < COUNT; r++)
-                group = _mm512_fmadd_ps(single[r], _mm512_load_ps(from + r * PANEL * PANEL), group);
-            for (int half = 0; half < 2; half++) {
-                const int64_t left = width - x - 8 * half;
-                const auto mask = static_cast<__mmask8>(WHOLE || left >= 8 ? 0xff : left > 0 ? (1u << left) - 1 : 0);
-                double *place = part.place + row * stride + x + 8 * half;
-                __m512d sum = first ? _mm512_setzero_pd() : _mm512_maskz_loadu_pd(mask, place);
-                if (SINGLE)
-                    sum = _mm512_add_pd(
-                        sum, _mm512_cvtps_pd(half ? _mm512_extractf32x8_ps(group, 1) : _mm512_castps512_ps256(group)));
-                for (int r = 0; !SINGLE && r < COUNT; r++)
-                    sum = _mm512_fmadd_pd(
-                        factors[r], _mm512_cvtps_pd(_mm256_load_ps(from + r * PANEL * PANEL + 8 * half)), sum);
-                _mm512_mask_storeu_pd(place, mask, sum);
-            }
+// What a chunk's records add to one panel, in double precision. Rows of the whole sum are powers of two apart, so that
+// a panel of it would compete for few places of the first cache; here they follow each other.
+struct Sum {
+    alignas(64) double values[PANEL * PANEL];
+
+    // Adds a panel times a weight, or overwrites with it.
+    AVX512 void add(const float *panel, double weight, bool first) {
+        const __m512d factor = _mm512_set1_pd(weight);
+        for (int k = 0; k < PANEL * PANEL; k += 8) {
+            const __m512d before = first ? _mm512_setzero_pd() : _mm512_load_pd(values + k);
+            const __m512d value = _mm512_cvtps_pd(_mm256_load_ps(panel + k));
+            _mm512_store_pd(values + k, _mm512_fmadd_pd(factor, value, before));
         }
-}
-
-template <int COUNT, bool SINGLE>
-void add_tiles(const float *tiles, const double *weights, const Part &part, int64_t stride, bool first) {
-    if (part.width == PANEL)
-        add_tiles<COUNT, SINGLE, true>(tiles, weights, part, stride, first);
-    else
-        add_tiles<COUNT, SINGLE, false>(tiles, weights, part, stride, first);
-}
-
-// Tiles on their way from the products to the sum.
-struct Waiting {
-    alignas(64) float tiles[GROUP * PANEL * PANEL];
-    double weights[GROUP];
-    int count = 0;
-    bool single;  // add a group in float32
-
-    explicit Waiting(bool grouped) : single(grouped) {}
-
-    float *next(double weight) {
-        weights[count] = weight;
-        return tiles + count++ * PANEL * PANEL;
     }
 
-    void add(const Part &part, int64_t stride, bool first) {
-        single ? add<true>(part, stride, first) : add<false>(part, stride, first);
-        count = 0;
+    // Adds as much of it as there is to the whole sum, or overwrites that.
+    AVX512 void join(const Part &part, int64_t stride, bool overwrite) const {
+        for (int64_t y = 0; y < part.height; y++)
+            for (int64_t x = 0; x < part.width; x += 8) {
+                const auto mask = static_cast<__mmask8>(part.width - x >= 8 ? 0xff : (1u << (part.width - x)) - 1);
+                double *place = part.place + y * stride + x;
+                const __m512d before = overwrite ? _mm512_setzero_pd() : _mm512_maskz_loadu_pd(mask, place);
+                _mm512_mask_storeu_pd(place, mask, _mm512_add_pd(before, _mm512_load_pd(values + y * PANEL + x)));
+            }
     }
+};
 
-    template <bool SINGLE> void add(const Part &part, int64_t stride, bool first) const {
-        switch (count) {
-            case 4: return add_tiles<4, SINGLE>(tiles, weights, part, stride, first);
-            case 3: return add_tiles<3, SINGLE>(tiles, weights, part, stride, first);
-            case 2: return add_tiles<2, SINGLE>(tiles, weights, part, stride, first);
-            case 1: return add_tiles<1, SINGLE>(tiles, weights, part, stride, first);
+// A record's panel, or what a group of at most eight records adds to one.
+struct Panel {
+    alignas(64) float values[PANEL * PANEL] = {};
+
+    // Adds a panel times a weight, or overwrites with it.
+    AVX512 void add(const Panel &other, float weight, bool first) {
+        const __m512 factor = _mm512_set1_ps(weight);
+        for (int k = 0; k < PANEL * PANEL; k += TILE) {
+            const __m512 before = first ? _mm512_setzero_ps() : _mm512_load_ps(values + k);
+            _mm512_store_ps(values + k, _mm512_fmadd_ps(factor, _mm512_load_ps(other.values + k), before));
         }
     }
 };
 
-// Rows `row` to `row + ROWS` of the panel += the sum of at most eight records' products times their weights, in float32, or =
-// if it is the first. Products are in registers, in the order of multiply_avx512 and hence with its bits.
-AVX512 void add_rows(const Cut &cut, const uint16_t *a, const uint16_t *b, const double *weights, int64_t count,
-                     int64_t row, const Part &part, int64_t stride, bool first) {
+// Rows `row` to `row + ROWS` of what at most eight records add: their products times their weights. Products are in
+// registers, in the order of multiply_avx512 and hence with its bits.
+AVX512 void group_rows(const Cut &cut, const uint16_t *a, const uint16_t *b, const double *weights, int64_t count,
+                       int64_t row, Panel &out) {
     __m512 group[ROWS][2];
     for (auto &pair : group) pair[0] = pair[1] = _mm512_setzero_ps();
     for (int64_t n = 0; n < count; n++, a += cut.panel, b += cut.panel) {
@@ -118,17 +89,9 @@ AVX512 void add_rows(const Cut &cut, const uint16_t *a, const uint16_t *b, const
         for (int r = 0; r < ROWS; r++)
             for (int half = 0; half < 2; half++) group[r][half] = _mm512_fmadd_ps(weight, sum[r][half], group[r][half]);
     }
-    for (int r = 0; r < ROWS && row + r < part.height; r++)
-        for (int quarter = 0; quarter < 4; quarter++) {
-            const int64_t left = part.width - 8 * quarter;
-            const auto mask = static_cast<__mmask8>(left >= 8 ? 0xff : left > 0 ? (1u << left) - 1 : 0);
-            double *place = part.place + (row + r) * stride + 8 * quarter;
-            const __m512 wide = group[r][quarter / 2];
-            const __m512d value =
-                _mm512_cvtps_pd(quarter % 2 ? _mm512_extractf32x8_ps(wide, 1) : _mm512_castps512_ps256(wide));
-            _mm512_mask_storeu_pd(
-                place, mask, first ? value : _mm512_add_pd(_mm512_maskz_loadu_pd(mask, place), value));
-        }
+    for (int r = 0; r < ROWS; r++)
+        for (int half = 0; half < 2; half++)
+            _mm512_store_ps(out.values + (row + r) * PANEL + half * TILE, group[r][half]);
 }
 
 // A weight in single precision, or the first 8 bits of it; never larger than it is.
@@ -163,23 +126,28 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
     const auto pack_b = [&](int64_t n, int64_t j, uint16_t *into) {
         pack_right(line, cut, activation_of(line, kept[n]), j * PANEL, into);
     };
-    Waiting waiting(grouped);
+    Panel one, group;
+    Sum sum;
     const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
-        if (level == 1 && grouped) {
-            for (int64_t n = 0; n < count; n += TOGETHER) {
-                part.look_ahead(n / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
+        for (int64_t begin = 0; begin < count; begin += TOGETHER) {
+            const int64_t end = std::min(begin + TOGETHER, count);
+            part.look_ahead(begin / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
+            if (level == 1 && grouped)
                 for (int64_t row = 0; row < part.height; row += ROWS)
-                    add_rows(cut, a + n * cut.panel, b + n * cut.panel, &factors[size_t(n)],
-                             std::min(TOGETHER, count - n), row, part, line.channels, overwrite && n == 0);
-            }
-            return;
+                    group_rows(cut, a + begin * cut.panel, b + begin * cut.panel, &factors[size_t(begin)], end - begin,
+                               row, group);
+            else
+                for (int64_t n = begin; n < end; n++) {
+                    const Product product = cut.product(a + n * cut.panel, b + n * cut.panel);
+                    multiply_panel(level, product, part.width > TILE, part.height > TILE, one.values);
+                    if (grouped)
+                        group.add(one, float(factors[size_t(n)]), n == begin);
+                    else
+                        sum.add(one.values, factors[size_t(n)], n == 0);
+                }
+            if (grouped) sum.add(group.values, 1, begin == 0);
         }
-        for (int64_t n = 0; n < count; n++) {
-            const Product product = cut.product(a + n * cut.panel, b + n * cut.panel);
-            part.look_ahead(n, count, line.channels);
-            multiply_panel(level, product, part.width > TILE, part.height > TILE, waiting.next(factors[n]));
-            if (waiting.count == GROUP || n + 1 == count) waiting.add(part, line.channels, overwrite && n < GROUP);
-        }
+        sum.join(part, line.channels, overwrite);
     };
     by_panels<uint16_t>(line, count, cut.panel, pack_a, pack_b, total, scratch, add);
 }
@@ -242,16 +210,17 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
     const auto pack_b = [&](int64_t n, int64_t j, uint16_t *into) {
         pack_twice(line, activation_of(line, kept[n]), j * PANEL, into);
     };
-    alignas(64) float tiles[PANEL * PANEL];
+    Panel group;
+    Sum sum;
     const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
-        for (int64_t first = 0; first < count; first += TOGETHER) {
-            const int64_t group = std::min(TOGETHER, count - first);
-            const Product product{a + first * panel, b + first * panel, group, 1,    panel,   0, tile,
-                                  2 * TILE,          panel,             0,     tile, 2 * TILE};
-            multiply_panel(2, product, part.width > TILE, part.height > TILE, tiles);
-            const double one = 1;
-            add_tiles<1, false>(tiles, &one, part, line.channels, overwrite && first == 0);
+        for (int64_t begin = 0; begin < count; begin += TOGETHER) {
+            part.look_ahead(begin / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
+            const Product product{a + begin * panel, b + begin * panel, std::min(TOGETHER, count - begin), 1, panel, 0,
+                                  tile, 2 * TILE, panel, 0, tile, 2 * TILE};
+            multiply_panel(2, product, part.width > TILE, part.height > TILE, group.values);
+            sum.add(group.values, 1, begin == 0);
         }
+        sum.join(part, line.channels, overwrite);
     };
     by_panels<uint16_t>(line, count, panel, pack_a, pack_b, total, scratch, add);
 }

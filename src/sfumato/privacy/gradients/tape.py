@@ -153,9 +153,11 @@ def taped(
         for parameter in parameters:
             parameter.requires_grad_(True)
     after = _state(model)
-    for name in before | after:
-        (old, was), (new, now) = before.get(name, (None, 0)), after.get(name, (None, 0))
+    for place in before | after:
+        (old, was), (new, now) = before.get(place, (None, 0)), after.get(place, (None, 0))
         if old is not new or was != now:
+            names = {id(module): name for name, module in model.named_modules()}
+            name = f"{names.get(place[0], '')}.{place[1]}".removeprefix(".")
             raise PrivacyRefusal(f"'{name}' changed in forward; private training allows no running state.")
 
 
@@ -173,9 +175,14 @@ def _finite(x: Tensor) -> Tensor:
     return torch.where(x.isfinite(), x, 0.0)
 
 
-def _state(model: nn.Module) -> dict[str, tuple[Tensor | None, int]]:
-    """Buffers and parameters, with the number of times that each was written to."""
-    return {name: (value, value._version) for name, value in chain(model.named_buffers(), model.named_parameters())}
+def _state(model: nn.Module) -> dict[tuple[int, str], tuple[Tensor, int]]:
+    """Buffers and parameters by module and name, with the number of times that each was written to."""
+    return {
+        (id(module), key): (value, value._version)
+        for module in model.modules()
+        for key, value in chain(module._buffers.items(), module._parameters.items())
+        if value is not None
+    }
 
 
 def refuse_meetings(ends: Mapping[str, tuple[Tensor, Tensor]], losses: Tensor, rows: int) -> None:
