@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import GPT, Block, Memory, PatchTransformer, TransformerShape, _attention
+from sfumato.nets.transformer import (
+    GPT,
+    Block,
+    Memory,
+    PatchTransformer,
+    TransformerShape,
+    _attention,
+    mean_cross_entropy,
+)
 
 SMALL = TransformerShape(width=16, layers=2, heads=4, positions=12)
 
@@ -113,6 +121,25 @@ def test_attention_is_what_pytorch_calls_attention(causal: bool) -> None:
     half = _attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), causal)
     assert half.dtype == torch.bfloat16
     assert torch.allclose(half.float(), right, atol=0.05)
+
+
+@pytest.mark.parametrize("queries", [1, 3, 7])
+def test_attention_under_a_mask(queries: int) -> None:
+    """A mask of one's own stands in place of the causal one; causal queries are the last ones."""
+    q, (k, v) = torch.randn(2, 4, queries, 5), torch.randn(2, 2, 4, 7, 5)
+    hidden = torch.rand(queries, 7) < 0.5
+    hidden[:, 0] = False
+    right = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
+    assert torch.allclose(_attention(q, k, v, True, hidden), right, atol=1e-6)
+    seen = torch.ones(queries, 7, dtype=torch.bool).tril(7 - queries)
+    assert torch.allclose(_attention(q, k, v, True), F.scaled_dot_product_attention(q, k, v, attn_mask=seen), atol=1e-6)
+
+
+def test_mean_cross_entropy_is_the_mean_over_a_row() -> None:
+    logits, tokens = torch.randn(3, 5, 4), torch.randint(0, 4, (3, 5))
+    expected = -logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0].mean(1)
+    assert torch.allclose(mean_cross_entropy(logits, tokens), expected, atol=1e-6)
+    assert torch.allclose(mean_cross_entropy(logits.bfloat16(), tokens), expected, atol=0.02)
 
 
 def test_a_memory_gives_what_the_whole_sequence_gives() -> None:

@@ -5,8 +5,6 @@
 
 #include "linear.hpp"
 
-#include <vector>
-
 extern "C" {
 
 // Adds the gradients times `weights` to `total`; records of weight zero are not read. `grouped`: at most eight records
@@ -112,19 +110,14 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
                 double *total, float *scratch) {
     const Shape shape(line);
     const Cut cut(shape);
-    std::vector<int64_t> kept;
-    std::vector<double> factors;
-    for (int64_t record = 0; record < records; record++) {
-        if (!(weights[record] > 0)) continue;
-        kept.push_back(record);
-        factors.push_back(grouped ? double(single_of(weights[record], 24)) : weights[record]);
-    }
-    const auto count = static_cast<int64_t>(kept.size());
+    Kept kept(records, weights);
+    for (double &weight : kept.weights) weight = grouped ? double(single_of(weight, 24)) : weight;
+    const int64_t count = kept.count();
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
-        pack_left(line, cut, gradient_of(line, kept[n]), i * PANEL, into);
+        pack_left(line, cut, gradient_of(line, kept.records[size_t(n)]), i * PANEL, into);
     };
     const auto pack_b = [&](int64_t n, int64_t j, uint16_t *into) {
-        pack_right(line, cut, activation_of(line, kept[n]), j * PANEL, into);
+        pack_right(line, cut, activation_of(line, kept.records[size_t(n)]), j * PANEL, into);
     };
     Panel one, group;
     Sum sum;
@@ -134,16 +127,16 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
             part.look_ahead(begin / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
             if (level == 1 && grouped)
                 for (int64_t row = 0; row < part.height; row += ROWS)
-                    group_rows(cut, a + begin * cut.panel, b + begin * cut.panel, &factors[size_t(begin)], end - begin,
+                    group_rows(cut, a + begin * cut.panel, b + begin * cut.panel, &kept.weights[size_t(begin)], end - begin,
                                row, group);
             else
                 for (int64_t n = begin; n < end; n++) {
                     const Product product = cut.product(a + n * cut.panel, b + n * cut.panel);
                     multiply_panel(level, product, part.width > TILE, part.height > TILE, one.values);
                     if (grouped)
-                        group.add(one, float(factors[size_t(n)]), n == begin);
+                        group.add(one, float(kept.weights[size_t(n)]), n == begin);
                     else
-                        sum.add(one.values, factors[size_t(n)], n == 0);
+                        sum.add(one.values, kept.weights[size_t(n)], n == 0);
                 }
             if (grouped) sum.add(group.values, 1, begin == 0);
         }
@@ -195,20 +188,15 @@ AVX512 void pack_scaled(const Layer &line, const uint16_t *from, int64_t channel
 void add_grouped(const Layer &line, int64_t records, bool overwrite, const double *weights, double *total,
                  float *scratch) {
     constexpr int64_t tile = TILE_BF16, panel = 2 * tile;
-    std::vector<int64_t> kept;
-    std::vector<float> factors;
-    for (int64_t record = 0; record < records; record++) {
-        if (!(weights[record] > 0)) continue;
-        kept.push_back(record);
-        factors.push_back(single_of(weights[record], 8));
-    }
-    const auto count = static_cast<int64_t>(kept.size());
+    const Kept kept(records, weights);
+    const int64_t count = kept.count();
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
         for (int64_t half = 0; half < 2 && i * PANEL + half * TILE < line.out_channels; half++)
-            pack_scaled(line, gradient_of(line, kept[n]), i * PANEL + half * TILE, factors[n], into + half * tile);
+            pack_scaled(line, gradient_of(line, kept.records[size_t(n)]), i * PANEL + half * TILE,
+                        single_of(kept.weights[size_t(n)], 8), into + half * tile);
     };
     const auto pack_b = [&](int64_t n, int64_t j, uint16_t *into) {
-        pack_twice(line, activation_of(line, kept[n]), j * PANEL, into);
+        pack_twice(line, activation_of(line, kept.records[size_t(n)]), j * PANEL, into);
     };
     Panel group;
     Sum sum;
@@ -231,8 +219,7 @@ int linear_add(int level, const Layer *layer, int64_t records, int64_t positions
                const double *weights, double *total, float *scratch) {
     if (level < 1) return 1;
     const Layer line = line_of(*layer, positions);
-    bool some = false;
-    for (int64_t record = 0; record < records; record++) some = some || weights[record] > 0;
+    const bool some = std::any_of(weights, weights + records, [](double weight) { return weight > 0; });
     if (overwrite && line.bias_at >= 0)
         std::memset(total + line.bias_at, 0, sizeof(double) * size_t(line.out_channels));
     if (overwrite && !some && line.weight_at >= 0)

@@ -9,6 +9,7 @@
 #ifdef SFUMATO_KERNELS
 
 #include <algorithm>
+#include <vector>
 
 namespace {
 
@@ -27,6 +28,22 @@ struct Part {
         for (int64_t row = step * PANEL / count; next && row < (step + 1) * PANEL / count; row++)
             for (int64_t x = 0; x < PANEL; x += 8) _mm_prefetch(next + row * stride + x, _MM_HINT_T1);
     }
+};
+
+// The records of weight above zero, and their weights; others are not read.
+struct Kept {
+    std::vector<int64_t> records;
+    std::vector<double> weights;
+
+    Kept(int64_t count, const double *all) {
+        for (int64_t record = 0; record < count; record++) {
+            if (!(all[record] > 0)) continue;
+            records.push_back(record);
+            weights.push_back(all[record]);
+        }
+    }
+
+    int64_t count() const { return int64_t(records.size()); }
 };
 
 // Both operands for `count` records, `each` numbers a record and panel.

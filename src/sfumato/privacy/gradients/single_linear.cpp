@@ -136,31 +136,25 @@ int single_add(int level, const Layer *layer, int64_t records, int64_t positions
                double *total, float *scratch) {
     if (level < 1) return 1;
     const int64_t width = layer->out_channels;
-    std::vector<int64_t> kept;
-    std::vector<double> factors;
-    for (int64_t record = 0; record < records; record++) {
-        if (!(weights[record] > 0)) continue;
-        kept.push_back(record);
-        factors.push_back(weights[record]);
-    }
+    const Kept kept(records, weights);
     if (overwrite && layer->bias_at >= 0) std::memset(total + layer->bias_at, 0, sizeof(double) * size_t(width));
-    if (overwrite && layer->weight_at >= 0 && kept.empty())
+    if (overwrite && layer->weight_at >= 0 && kept.records.empty())
         std::memset(total + layer->weight_at, 0, sizeof(double) * size_t(width) * size_t(layer->channels));
-    for (size_t n = 0; n < kept.size() && layer->bias_at >= 0; n++) {
-        AT(level, add_up)(gradient_of(*layer, kept[n]), positions, width, scratch);
-        AT(level, add_scaled)(factors[n], scratch, total + layer->bias_at, width);
+    for (size_t n = 0; n < kept.records.size() && layer->bias_at >= 0; n++) {
+        AT(level, add_up)(gradient_of(*layer, kept.records[n]), positions, width, scratch);
+        AT(level, add_scaled)(kept.weights[n], scratch, total + layer->bias_at, width);
     }
-    if (layer->weight_at < 0 || kept.empty()) return 0;
+    if (layer->weight_at < 0 || kept.records.empty()) return 0;
     const auto pack_a = [&](int64_t n, int64_t i, float *into) {
-        pack(gradient_of(*layer, kept[size_t(n)]), width, i, positions, into);
+        pack(gradient_of(*layer, kept.records[size_t(n)]), width, i, positions, into);
     };
     const auto pack_b = [&](int64_t n, int64_t j, float *into) {
-        pack(activation_of(*layer, kept[size_t(n)]), layer->channels, j, positions, into);
+        pack(activation_of(*layer, kept.records[size_t(n)]), layer->channels, j, positions, into);
     };
     const auto add = [&](const Part &part, const float *g, const float *a) {
-        AT(level, add_records)(g, a, positions, factors, part, layer->channels, overwrite != 0);
+        AT(level, add_records)(g, a, positions, kept.weights, part, layer->channels, overwrite != 0);
     };
-    by_panels<float>(*layer, int64_t(kept.size()), positions * PANEL, pack_a, pack_b, total, scratch, add);
+    by_panels<float>(*layer, kept.count(), positions * PANEL, pack_a, pack_b, total, scratch, add);
     return 0;
 }
 
