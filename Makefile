@@ -30,7 +30,7 @@ lint: venv
 
 venv: .venv/ready
 
-.venv/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/sfumato/privacy/gradients/*.?pp)
+.venv/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard src/sfumato/privacy/gradients/*.?pp src/sfumato/nets/*.?pp)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sfumato needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

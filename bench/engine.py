@@ -10,7 +10,8 @@ engine works. Peak memory is that of a process which does nothing else.
 
 Last line: {"gpt16": {"dp_over_plain": .., "opacus_fp32_over_ours": .., "opacus_bf16_over_ours": ..,
 "memory_over_plain": ..}, ..., "without_bf16": {"gpt16": {..}, ..}}; Opacus is the faster of its modes "hooks" and
-"ghost". The cells that end with "fp32", under "without_bf16", are float32 alone.
+"ghost". The cells that end with "fp32", under "without_bf16", are float32 alone. "film" has the time of what lies
+between the U-Net's convolutions, in PyTorch over compiled, alone on one thread and within our step at K = 1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,7 @@ from torch import Tensor, nn
 
 from sfumato.hardware import keep_freed_memory
 from sfumato.nets.diffusion import Denoiser
+from sfumato.nets.film import film_silu
 from sfumato.nets.transformer import GPT, TransformerShape
 from sfumato.nets.unet import UNet, UNetShape
 from sfumato.privacy.gradients.engine import rounding_slack
@@ -316,6 +319,45 @@ def _repeats_of(step: Callable[[], None]) -> int:
     return max(1, math.ceil(LEAST_SECONDS / (time.perf_counter() - began)))
 
 
+def measure_film(repeats: int, has_bf16: bool) -> dict[str, list[float]]:
+    """Seconds of what lies between convolutions, forward and backward, and of our step with it, either way in turns."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    steps: dict[str, Callable[[], None]] = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))[: 1 + has_bf16]:
+        x = torch.randn(128, 32, 14, 14, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        values = [x.requires_grad_(), *torch.randn(2, 128, 32, dtype=dtype).requires_grad_().unbind()]
+        steps[f"alone_{precision}"] = partial(_film_step, values, torch.randn_like(x), precision)
+        steps[f"step_{precision}"] = ours(TASKS["unet_k1"](), precision)
+    times: dict[str, list[float]] = {}
+    counts = {key: _repeats_of(step) for key, step in steps.items()}
+    allowed = os.environ.get("SFUMATO_KERNELS", "amx")
+    threads = torch.get_num_threads()
+    try:
+        for _ in range(repeats):
+            for key, step in steps.items():
+                torch.set_num_threads(1 if key.startswith("alone") else threads)
+                for way, level in (
+                    ("compiled", allowed),
+                    ("pytorch", "off"),
+                ):  # an engine has chosen its kernels already
+                    os.environ["SFUMATO_KERNELS"] = level
+                    step()
+                    began = time.perf_counter()
+                    for _ in range(counts[key]):
+                        step()
+                    times.setdefault(f"{key}_{way}", []).append((time.perf_counter() - began) / counts[key])
+    finally:
+        os.environ["SFUMATO_KERNELS"] = allowed
+        torch.set_num_threads(threads)
+    return {key: [round(value, 8) for value in values] for key, values in times.items()}
+
+
+def _film_step(values: list[Tensor], gradient: Tensor, precision: str) -> None:
+    with autocast(precision):
+        film_silu(*values).backward(gradient)
+
+
 def measure_memory(has_bf16: bool) -> dict[str, dict[str, float]]:
     """Peak megabytes of ours and of plain steps, by network; the less of plain's two layouts."""
     precision = "bf16" if has_bf16 else "fp32"
@@ -356,7 +398,8 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     has_bf16 = bool(machine()["bf16"])
     networks = {name: partial(measure, name, REPEATS, has_bf16) for name in TASKS}
     without = {name + FP32: partial(measure, name, REPEATS, False) for name in TASKS if name != "unet_wide"}
-    return {**networks, "memory": partial(measure_memory, has_bf16), **without}
+    others = {"memory": partial(measure_memory, has_bf16), "film": partial(measure_film, REPEATS, has_bf16)}
+    return {**networks, **others, **without}
 
 
 def ratios(cell: dict[str, Any], memory: dict[str, float] | None) -> dict[str, Any]:
@@ -387,7 +430,13 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The last line."""
     line = {name: ratios(found[name], found.get("memory", {}).get(name)) for name in TASKS if name in found}
     without = {name: ratios(found[name + FP32], None) for name in TASKS if name + FP32 in found}
-    return line | ({"without_bf16": without} if without else {})
+    median = {key: statistics.median(values) for key, values in found.get("film", {}).items()}
+    film = {
+        key.removesuffix("_pytorch"): round(value / median[key.replace("pytorch", "compiled")], 3)
+        for key, value in median.items()
+        if key.endswith("_pytorch")
+    }
+    return line | ({"without_bf16": without} if without else {}) | ({"film": film} if film else {})
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sfumato.nets.film import film_silu
 
 
 class UNetShape(NamedTuple):
@@ -34,11 +35,9 @@ class UNetShape(NamedTuple):
     blocks: tuple[int, int] = (2, 2)
 
 
-def _normalise(x: Tensor) -> Tensor:
-    """Zero mean and unit variance over each image (GroupNorm with one group), on channels-last memory as it lies."""
-    flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
-    flat = F.layer_norm(flat, flat.shape[1:])
-    return flat.view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+def _sum(x: Tensor, y: Tensor) -> Tensor:
+    """`x + y` of channels-last tensors as they lie in memory (three times as quick as by their shapes)."""
+    return (x.permute(0, 2, 3, 1) + y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _depth_to_space(x: Tensor) -> Tensor:
@@ -59,11 +58,10 @@ class _Block(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        scale1, shift1, scale2, shift2 = film[:, :, None, None].chunk(4, dim=1)
-        h = self.conv1(F.silu(torch.addcmul(shift1, _normalise(x), 1 + scale1)))
-        h = self.conv2(F.silu(torch.addcmul(shift2, _normalise(h), 1 + scale2)))
-        output: Tensor = x + h
-        return output
+        scale1, shift1, scale2, shift2 = film.chunk(4, dim=1)
+        h = self.conv1(film_silu(x, scale1, shift1))
+        h = self.conv2(film_silu(h, scale2, shift2))
+        return _sum(x, h)
 
 
 class UNet(nn.Module):
@@ -116,10 +114,10 @@ class UNet(nn.Module):
         h = self.down(h)
         for block in self.low_blocks:
             h = block(h, next(films))
-        h = skip + _depth_to_space(self.up(h))
+        h = _sum(skip, _depth_to_space(self.up(h)))
         for block in self.up_blocks:
             h = block(h, next(films))
-        output: Tensor = self.outlet(F.silu(_normalise(h)))
+        output: Tensor = self.outlet(film_silu(h))
         return output
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sfumato import _compiled
 from sfumato.errors import InternalError, UserError
 from sfumato.nets.diffusion import Denoiser
 from sfumato.nets.transformer import GPT, PatchTransformer, TransformerShape
@@ -180,7 +181,7 @@ def force(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_every_model_matches_a_loop(kind: str, way: str, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By compiled kernels at either level and for networks of either size; by PyTorch in every way."""
-    compiled = way in kernels.LEVELS
+    compiled = way in _compiled.LEVELS
     monkeypatch.setenv("SFUMATO_KERNELS", way if compiled else "off")
     monkeypatch.setattr(engine if compiled else contributions, "_SMALL" if compiled else "KEEP", keep)
     if way in ("ghost", "instantiate"):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,9 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-LIBRARY = Path(__file__).with_name("_kernels.so")
-LEVELS = ("off", "avx2", "avx512", "amx")
-"""Values of the environment variable SFUMATO_KERNELS, which lowers what the processor offers."""
+from sfumato import _compiled
+
+_HERE = Path(__file__).parent
 
 
 class _Layer(ctypes.Structure):
@@ -82,37 +80,24 @@ class Convolution(NamedTuple):
         )
 
 
-def sources() -> str:
-    """SHA-256 of the C++ sources beside this file; a library of other sources is not loaded."""
-    files = sorted(LIBRARY.parent.glob("*.?pp"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+    found = _compiled.library(_HERE)
+    if found is None:
         return None
-    library.sources.restype = ctypes.c_char_p
-    if library.sources().decode() != sources():
-        return None
-    library.scratch_floats.restype = ctypes.c_int64
-    library.linear_scratch_floats.restype = ctypes.c_int64
-    library.single_scratch_floats.restype = ctypes.c_int64
-    library.single_sum_scratch_floats.restype = ctypes.c_int64
-    return library
+    for kind in ("", "linear_", "single_", "single_sum_"):
+        getattr(found, f"{kind}scratch_floats").restype = ctypes.c_int64
+    return found
 
 
 def level(precision: Literal["fp32", "bf16"] = "bf16") -> int:
     """What can be used here: 0 nothing; in bfloat16 1 AVX512-BF16, 2 AMX; in float32 1 AVX2, 2 AVX512."""
-    wanted = os.environ.get("SFUMATO_KERNELS", LEVELS[-1])
-    library = _library()
-    if library is None or wanted not in LEVELS:
+    found = _library()
+    if found is None:
         return 0
     if precision == "fp32":
-        return min(int(library.single_level()), LEVELS.index(wanted))
-    return min(int(library.processor_level()), max(0, LEVELS.index(wanted) - 1))
+        return min(int(found.single_level()), _compiled.wanted())
+    return min(int(found.processor_level()), max(0, _compiled.wanted() - 1))
 
 
 class Scratch:
