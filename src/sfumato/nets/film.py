@@ -91,7 +91,7 @@ def _by_images(function: str, x: Tensor, before: list[Any], after: list[Any]) ->
     at_level, (_, channels, height, width) = level(), x.shape
 
     def address(value: Any, first: int) -> Any:
-        return ctypes.c_void_p(value[first:].data_ptr()) if isinstance(value, Tensor) else value
+        return ctypes.c_void_p((value[first:] if first else value).data_ptr()) if isinstance(value, Tensor) else value
 
     def work(number: int) -> None:
         first, end = (len(x) * n // threads for n in (number, number + 1))
