@@ -22,7 +22,7 @@ def wanted() -> int:
 
 
 @functools.cache
-def library(folder: Path) -> ctypes.CDLL | None:
+def load(folder: Path) -> ctypes.CDLL | None:
     """The library in `folder`; None where there is none, or one of other sources than lie there now."""
     try:
         found = ctypes.CDLL(str(folder / "_kernels.so"))

@@ -142,8 +142,8 @@ def test_a_library_of_other_sources_is_not_loaded(tmp_path: Path) -> None:
     folder = Path(film.__file__).parent
     for file in (*folder.glob("film*.?pp"), folder / "_kernels.so"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert _compiled.library(tmp_path) is not None
+    assert _compiled.load(tmp_path) is not None
     (tmp_path / "film.cpp").write_text("// other\n")
-    _compiled.library.cache_clear()
-    assert _compiled.library(tmp_path) is None
-    assert _compiled.library(tmp_path / "nowhere") is None
+    _compiled.load.cache_clear()
+    assert _compiled.load(tmp_path) is None
+    assert _compiled.load(tmp_path / "nowhere") is None

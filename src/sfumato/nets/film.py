@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato import _compiled
+from sfumato._compiled import load, wanted
 
 _EPSILON = 1e-5
 _HERE = Path(__file__).parent
@@ -48,8 +48,8 @@ def film_silu(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = Non
 
 def level() -> int:
     """What compiled code can use here: 0 nothing, 1 AVX2, 2 AVX512."""
-    found = _compiled.library(_HERE)
-    return min(int(found.film_level()), _compiled.wanted()) if found is not None else 0
+    found = load(_HERE)
+    return min(int(found.film_level()), wanted()) if found is not None else 0
 
 
 def _level(x: Tensor) -> int:
@@ -86,7 +86,7 @@ class _Compiled(torch.autograd.Function):
 
 def _by_images(function: str, x: Tensor, before: list[Any], after: list[Any]) -> None:
     """Calls a kernel, on each of PyTorch's threads for a share of the images; tensors go as addresses of their rows."""
-    found, threads = _compiled.library(_HERE), min(torch.get_num_threads(), len(x))
+    found, threads = load(_HERE), min(torch.get_num_threads(), len(x))
     assert found is not None
     at_level, (_, channels, height, width) = level(), x.shape
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import _compiled
+from sfumato._compiled import load, wanted
 
 _HERE = Path(__file__).parent
 
@@ -82,7 +82,7 @@ class Convolution(NamedTuple):
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    found = _compiled.library(_HERE)
+    found = load(_HERE)
     if found is None:
         return None
     for kind in ("", "linear_", "single_", "single_sum_"):
@@ -96,8 +96,8 @@ def level(precision: Literal["fp32", "bf16"] = "bf16") -> int:
     if found is None:
         return 0
     if precision == "fp32":
-        return min(int(found.single_level()), _compiled.wanted())
-    return min(int(found.processor_level()), max(0, _compiled.wanted() - 1))
+        return min(int(found.single_level()), wanted())
+    return min(int(found.processor_level()), max(0, wanted() - 1))
 
 
 class Scratch:
