@@ -1,5 +1,5 @@
-// The U-Net's only element-wise work, in one pass over an image that stays in a core's first cache: silu(shift + normal(x)
-// (1 + scale)), where normal(x) has zero mean and unit variance over the whole image (film.py).
+// Most of the U-Net's element-wise work in one pass over an image that stays in a core's first cache: silu(shift +
+// normal(x) (1 + scale)), where normal(x) has zero mean and unit variance over the whole image (film.py).
 
 #include <cmath>
 #include <cstdint>
@@ -57,8 +57,9 @@ namespace avx512 {
 }  // namespace avx512
 
 // The level's own version of a function, for numbers of the given kind.
-#define AT(level, half, function) \
-    (level == 2 ? half ? avx512::function<true> : avx512::function<false> : half ? avx2::function<true> : avx2::function<false>)
+#define AT(level, half, function)                                       \
+    (level == 2 ? half ? avx512::function<true> : avx512::function<false> \
+                : half ? avx2::function<true> : avx2::function<false>)
 
 const void *moved(const void *from, int64_t count, int half) {
     return static_cast<const char *>(from) + count * (half ? 2 : 4);

@@ -1,7 +1,7 @@
 """What lies between the U-Net's convolutions: normalisation, scale and shift (FiLM, Perez et al. 2018), and SiLU.
 
-In PyTorch these are half of a step of private training, a dozen passes over memory in float32 under autocast. Compiled
-(film.cpp), an image stays in a core's cache, forward and backward; results agree up to rounding.
+In PyTorch these are two fifths of a step of private training, a dozen passes over memory in float32 under autocast.
+Compiled (film.cpp), an image stays in a core's cache, forward and backward; results agree up to rounding.
 """
 
 from __future__ import annotations

@@ -127,8 +127,8 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
             part.look_ahead(begin / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
             if (level == 1 && grouped)
                 for (int64_t row = 0; row < part.height; row += ROWS)
-                    group_rows(cut, a + begin * cut.panel, b + begin * cut.panel, &kept.weights[size_t(begin)], end - begin,
-                               row, group);
+                    group_rows(cut, a + begin * cut.panel, b + begin * cut.panel, &kept.weights[size_t(begin)],
+                               end - begin, row, group);
             else
                 for (int64_t n = begin; n < end; n++) {
                     const Product product = cut.product(a + n * cut.panel, b + n * cut.panel);
