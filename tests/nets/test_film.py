@@ -51,7 +51,7 @@ def results(values: list[Tensor], gradient: Tensor) -> list[Tensor]:
 
 
 def test_the_library_is_there_where_the_processor_can_run_it() -> None:
-    """A stale or missing library would be silent: the network is complete without it, and half as fast."""
+    """A stale or missing library would be silent: the network is complete without it, and slower."""
     flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
     wide = {"avx512f", "avx512vl", "avx512dq", "avx512bw"} <= flags
     assert film.level() == (1 + wide if {"avx2", "fma"} <= flags else 0), "rebuild: pip install --no-deps -e ."

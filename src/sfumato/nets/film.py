@@ -1,7 +1,7 @@
 """What lies between the U-Net's convolutions: normalisation, scale and shift (FiLM, Perez et al. 2018), and SiLU.
 
-In PyTorch these are two fifths of a step of private training, a dozen passes over memory in float32 under autocast.
-Compiled (film.cpp), an image stays in a core's cache, forward and backward; results agree up to rounding.
+In PyTorch these are a dozen passes over memory, in float32 under autocast, and a good part of a private step. Compiled
+(film.cpp), an image stays in a core's cache, forward and backward; results agree up to rounding.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def film_silu(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = Non
     Returns:
         Like `x`, channels-last.
     """
-    if _level(x):
+    if _fits(x):
         result: Tensor = _Compiled.apply(x, scale, shift)  # type: ignore[no-untyped-call]
         return result
     flat = x.permute(0, 2, 3, 1).flatten(1)
@@ -52,11 +52,11 @@ def level() -> int:
     return min(int(found.film_level()), wanted()) if found is not None else 0
 
 
-def _level(x: Tensor) -> int:
-    """The level for `x`, 0 where PyTorch is to do it."""
-    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % _TOGETHER == 0
+def _fits(x: Tensor) -> bool:
+    """Whether compiled code is for `x`."""
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % _TOGETHER == 0
     transformed: bool = torch._C._are_functorch_transforms_active()  # vmap hands out tensors without memory
-    return level() if fits and not transformed and x.numel() else 0
+    return known and not transformed and x.numel() > 0 and level() > 0
 
 
 class _Compiled(torch.autograd.Function):
