@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.nets.test_compiled import LEVELS
 from torch import Tensor
 
-from sfumato import _compiled
-from sfumato.nets import film
 from sfumato.nets.film import film_silu
 
-LEVELS = ("off", "avx2", "avx512")[: film.level() + 1]
 levels = pytest.mark.parametrize("level", LEVELS)
 
 
@@ -48,13 +45,6 @@ def results(values: list[Tensor], gradient: Tensor) -> list[Tensor]:
     copies = [value.detach().requires_grad_() for value in values]
     y = film_silu(*copies)
     return [y.detach(), *torch.autograd.grad(y, copies, gradient.to(y.dtype))]
-
-
-def test_the_library_is_there_where_the_processor_can_run_it() -> None:
-    """A stale or missing library would be silent: the network is complete without it, and slower."""
-    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
-    wide = {"avx512f", "avx512vl", "avx512dq", "avx512bw"} <= flags
-    assert film.level() == (1 + wide if {"avx2", "fma"} <= flags else 0), "rebuild: pip install --no-deps -e ."
 
 
 @levels
@@ -128,22 +118,3 @@ def test_vmap_and_memory_of_any_order() -> None:
     assert torch.equal(film_silu(contiguous, *values[1:]), film_silu(*values))
     assert film_silu(contiguous).is_contiguous(memory_format=torch.channels_last)
     assert film_silu(contiguous[:0]).shape == (0, 32, 5, 6)
-
-
-def test_the_level_can_be_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, name in enumerate(_compiled.LEVELS):
-        monkeypatch.setenv("SFUMATO_KERNELS", name)
-        assert film.level() == min(number, len(LEVELS) - 1)
-    monkeypatch.setenv("SFUMATO_KERNELS", "nonsense")
-    assert film.level() == 0
-
-
-def test_a_library_of_other_sources_is_not_loaded(tmp_path: Path) -> None:
-    folder = Path(film.__file__).parent
-    for file in (*folder.glob("film*.?pp"), folder / "_kernels.so"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    assert _compiled.load(tmp_path) is not None
-    (tmp_path / "film.cpp").write_text("// other\n")
-    _compiled.load.cache_clear()
-    assert _compiled.load(tmp_path) is None
-    assert _compiled.load(tmp_path / "nowhere") is None

@@ -6,18 +6,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import (
-    GPT,
-    Block,
-    Memory,
-    PatchTransformer,
-    TransformerShape,
-    _attention,
-    mean_cross_entropy,
-)
+from sfumato.nets.transformer import GPT, Block, Memory, PatchTransformer, TransformerShape, mean_cross_entropy
 
 SMALL = TransformerShape(width=16, layers=2, heads=4, positions=12)
 
@@ -113,28 +104,6 @@ def test_pixels_keep_their_order_within_a_patch() -> None:
     assert torch.allclose(model(x), x, atol=1e-5)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_is_what_pytorch_calls_attention(causal: bool) -> None:
-    q, k, v = torch.randn(3, 2, 4, 7, 5)
-    right = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    assert torch.allclose(_attention(q, k, v, causal), right, atol=1e-6)
-    half = _attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), causal)
-    assert half.dtype == torch.bfloat16
-    assert torch.allclose(half.float(), right, atol=0.05)
-
-
-@pytest.mark.parametrize("queries", [1, 3, 7])
-def test_attention_under_a_mask(queries: int) -> None:
-    """A mask of one's own stands in place of the causal one; causal queries are the last ones."""
-    q, (k, v) = torch.randn(2, 4, queries, 5), torch.randn(2, 2, 4, 7, 5)
-    hidden = torch.rand(queries, 7) < 0.5
-    hidden[:, 0] = False
-    right = F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
-    assert torch.allclose(_attention(q, k, v, True, hidden), right, atol=1e-6)
-    seen = torch.ones(queries, 7, dtype=torch.bool).tril(7 - queries)
-    assert torch.allclose(_attention(q, k, v, True), F.scaled_dot_product_attention(q, k, v, attn_mask=seen), atol=1e-6)
-
-
 def test_mean_cross_entropy_is_the_mean_over_a_row() -> None:
     logits, tokens = torch.randn(3, 5, 4), torch.randint(0, 4, (3, 5))
     expected = -logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0].mean(1)
@@ -210,3 +179,15 @@ def test_they_learn() -> None:
     assert train(model, lambda: model.losses(tokens)[:, None], 50) < 0.4
     pictures, x = PatchTransformer(1, 2, SMALL), torch.randn(4, 1, 4, 6).sign()
     assert train(pictures, lambda: (pictures(x) - x.flip(3)).square(), 120) < 0.3
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_residual_stream_is_as_wide_as_autocast_computes(autocast: bool) -> None:
+    model, tokens, seen = gpt(), torch.randint(11, (2, 10)), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(tokens)
+    assert set(seen) == {torch.bfloat16 if autocast else torch.float32}
+    right = gpt().double()(tokens)
+    assert (logits - right).norm() < (0.05 if autocast else 1e-5) * right.norm()

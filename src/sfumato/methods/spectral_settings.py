@@ -228,7 +228,7 @@ class SpectralConfig(BaseModel):
     warm_batch: int = Field(64, ge=1)
     warm_rate: float = Field(3e-4, gt=0)
     warm_source: Literal["auto", "public", "model"] = "auto"
-    chunk: int = Field(64, ge=1)
+    chunk: int = Field(128, ge=1)
     check: LabelCheckConfig = LabelCheckConfig()
     sampler: TasteConfig = TasteConfig()
     detail: str = "examples"

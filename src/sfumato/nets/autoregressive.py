@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import Block, Memory, TransformerShape, initialise, mean_cross_entropy, positions
+from sfumato.nets.transformer import Block, Memory, TransformerShape, initialise, mean_cross_entropy, positions, stream
 
 
 class Condition(NamedTuple):
@@ -101,7 +101,7 @@ class ScaleGPT(nn.Module):
 
     def _logits(self, x: Tensor, begin: int, memories: list[Memory] | None) -> Tensor:
         """From embeddings at positions from `begin` on; position t says what token t is."""
-        x = x + self.places(positions(x[:, :, 0], begin))
+        x = stream(x + self.places(positions(x[:, :, 0], begin)))
         for number, block in enumerate(self.blocks):
             x = block(x, memory=memories[number] if memories else None)
         x, end, parts = self.norm(x), begin + x.shape[1], []

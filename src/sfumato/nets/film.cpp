@@ -2,18 +2,11 @@
 // normal(x) (1 + scale)), where normal(x) has zero mean and unit variance over the whole image (film.py).
 
 #include <cmath>
-#include <cstdint>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define SFUMATO_KERNELS 1
-#include <immintrin.h>
-#endif
+#include "processor.hpp"
 
 extern "C" {
-
-const char *sources();  // SHA-256 of the sources that this was built from
-int film_level();       // 0: nothing here applies; 1: AVX2 with FMA; 2: AVX512
 
 // `x` and `y` are images x pixels x channels numbers, bfloat16 where `half`, else float; channels are a multiple of 16.
 // `scale` and `shift` are images x channels, or null for zeros. Writes mean and 1 / deviation of each image to `moments`.
@@ -24,8 +17,6 @@ int film_backward(int level, int half, const void *x, const float *scale, const 
                   const void *gradient, int64_t images, int64_t pixels, int64_t channels, void *by_x, float *by_scale,
                   float *by_shift);
 }
-
-const char *sources() { return SOURCES; }
 
 #ifdef SFUMATO_KERNELS
 
@@ -40,32 +31,8 @@ struct Image {
     int64_t size() const { return pixels * channels; }
 };
 
-namespace avx2 {
-#define TARGET __attribute__((target("avx2,fma")))
-#define LANES 8
-#include "film_loops.hpp"
-#undef TARGET
-#undef LANES
-}  // namespace avx2
-
-namespace avx512 {
-#define TARGET __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw")))
-#define LANES 16
-#include "film_loops.hpp"
-#undef TARGET
-#undef LANES
-}  // namespace avx512
-
-// The level's own version of a function, for numbers of the given kind.
-#define AT(level, half, function)                                       \
-    (level == 2 ? half ? avx512::function<true> : avx512::function<false> \
-                : half ? avx2::function<true> : avx2::function<false>)
-
-const void *moved(const void *from, int64_t count, int half) {
-    return static_cast<const char *>(from) + count * (half ? 2 : 4);
-}
-
-void *moved(void *from, int64_t count, int half) { return static_cast<char *>(from) + count * (half ? 2 : 4); }
+#define LOOPS "film_loops.hpp"
+#include "levels.hpp"
 
 Image image_of(const void *x, const float *scale, const float *shift, int64_t number, int64_t pixels, int64_t channels,
                int half) {
@@ -74,14 +41,6 @@ Image image_of(const void *x, const float *scale, const float *shift, int64_t nu
 }
 
 }  // namespace
-
-int film_level() {
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-    return wide ? 2 : 1;
-}
 
 int film_forward(int level, int half, const void *x, const float *scale, const float *shift, int64_t images,
                  int64_t pixels, int64_t channels, double epsilon, void *y, float *moments) {
@@ -109,7 +68,6 @@ int film_backward(int level, int half, const void *x, const float *scale, const 
 
 #else
 
-int film_level() { return 0; }
 int film_forward(int, int, const void *, const float *, const float *, int64_t, int64_t, int64_t, double, void *,
                  float *) {
     return 1;

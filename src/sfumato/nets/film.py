@@ -7,21 +7,15 @@ In PyTorch these are a dozen passes over memory, in float32 under autocast, and 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato._compiled import load, wanted
+from sfumato.nets.compiled import by_rows, fits
 
 _EPSILON = 1e-5
-_HERE = Path(__file__).parent
-_TOGETHER = 16  # channels come in multiples of this
 
 
 def film_silu(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -36,7 +30,7 @@ def film_silu(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = Non
     Returns:
         Like `x`, channels-last.
     """
-    if _fits(x):
+    if fits(x, x.shape[1]):
         result: Tensor = _Compiled.apply(x, scale, shift)  # type: ignore[no-untyped-call]
         return result
     flat = x.permute(0, 2, 3, 1).flatten(1)
@@ -46,19 +40,6 @@ def film_silu(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = Non
     return F.silu(normal).to(x.dtype)
 
 
-def level() -> int:
-    """What compiled code can use here: 0 nothing, 1 AVX2, 2 AVX512."""
-    found = load(_HERE)
-    return min(int(found.film_level()), wanted()) if found is not None else 0
-
-
-def _fits(x: Tensor) -> bool:
-    """Whether compiled code is for `x`."""
-    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] % _TOGETHER == 0
-    transformed: bool = torch._C._are_functorch_transforms_active()  # vmap hands out tensors without memory
-    return known and not transformed and x.numel() > 0 and level() > 0
-
-
 class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -66,7 +47,7 @@ class _Compiled(torch.autograd.Function):
         film = [None if value is None else value.float().contiguous() for value in (scale, shift)]
         y = torch.empty_like(x, memory_format=torch.channels_last)
         moments = torch.empty(len(x), 2)
-        _by_images("film_forward", x, [x, *film], [ctypes.c_double(_EPSILON), y, moments])
+        by_rows("film_forward", x, [x, *film], _sizes(x), [ctypes.c_double(_EPSILON), y, moments])
         ctx.save_for_backward(x, *film, moments)
         ctx.film_type = None if scale is None else scale.dtype
         return y
@@ -78,37 +59,12 @@ class _Compiled(torch.autograd.Function):
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
         by_x = torch.empty_like(x, memory_format=torch.channels_last)
         by_scale, by_shift = torch.empty(2, len(x), x.shape[1])
-        _by_images("film_backward", x, [x, scale, shift, moments, gradient], [by_x, by_scale, by_shift])
+        by_rows("film_backward", x, [x, scale, shift, moments, gradient], _sizes(x), [by_x, by_scale, by_shift])
         if scale is None:
             return by_x, None, None
         return by_x, by_scale.to(ctx.film_type), by_shift.to(ctx.film_type)
 
 
-def _by_images(function: str, x: Tensor, before: list[Any], after: list[Any]) -> None:
-    """Calls a kernel, on each of PyTorch's threads for a share of the images; tensors go as addresses of their rows."""
-    found, threads = load(_HERE), min(torch.get_num_threads(), len(x))
-    assert found is not None
-    at_level, (_, channels, height, width) = level(), x.shape
-
-    def address(value: Any, first: int) -> Any:
-        return ctypes.c_void_p((value[first:] if first else value).data_ptr()) if isinstance(value, Tensor) else value
-
-    def work(number: int) -> None:
-        first, end = (len(x) * n // threads for n in (number, number + 1))
-        sizes = (ctypes.c_int64(size) for size in (end - first, height * width, channels))
-        arguments = (*(address(value, first) for value in before), *sizes, *(address(value, first) for value in after))
-        if getattr(found, function)(at_level, int(x.dtype == torch.bfloat16), *arguments):
-            raise RuntimeError("the kernels were called on a processor that they do not support")
-
-    if threads == 1:
-        work(0)
-    else:
-        list(_pool(threads).map(work, range(threads)))
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has no threads but one
+def _sizes(x: Tensor) -> tuple[int, int]:
+    """Pixels and channels of an image."""
+    return x.shape[2] * x.shape[3], x.shape[1]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import Block, TransformerShape, initialise, positions
+from sfumato.nets.transformer import Block, TransformerShape, initialise, positions, stream
 from sfumato.nets.wavelet import haar_scales, inverse_haar_scales
 
 
@@ -149,8 +149,9 @@ class Tokenizer(nn.Module):
         found = []
         with torch.autocast(images.device.type, enabled=False):
             for scale, patches in enumerate(self.patches(images, scales)):
-                codes = self.codebook(scale).double()
-                found.append((codes.square().sum(1) / 2 - patches.double() @ codes.T).argmin(-1))
+                found.append(
+                    _nearest(patches.flatten(0, 1).double(), self.codebook(scale).double()).view(patches.shape[:2])
+                )
         return torch.cat(found, 1)
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
@@ -162,7 +163,7 @@ class Tokenizer(nn.Module):
             inlet(code / spread[scale]) for scale, (inlet, code) in enumerate(zip(self.inlets, codes, strict=False))
         ]
         x = torch.cat(seen, 1)
-        x = x + self.places(positions(x[:, :, 0]))
+        x = stream(x + self.places(positions(x[:, :, 0])))
         scale_of = torch.arange(len(codes), device=tokens.device).repeat_interleave(size)
         hidden = scale_of[:, None] < scale_of
         for block in self.blocks:
@@ -219,6 +220,13 @@ class Tokenizer(nn.Module):
             _, height, width = self.shape.small(known)
             found.append(ScaleError(height, width, float(difference.square().mean().sqrt()), float(lost)))
         return found
+
+
+def _nearest(points: Tensor, codes: Tensor) -> Tensor:
+    """Places of the nearest codes, `(M,)`; so many points at a time that distances stay in a core's cache."""
+    halves = codes.square().sum(1) / 2
+    parts = torch.split(points, max(1, 2**17 // len(codes)))
+    return torch.cat([torch.addmm(halves, part, codes.T, alpha=-1).argmin(1) for part in parts])
 
 
 @torch.no_grad()

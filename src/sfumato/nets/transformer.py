@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nets.attention import attention, plain_attention, split
+
 
 class TransformerShape(NamedTuple):
     """The public constants of a transformer.
@@ -66,35 +68,23 @@ class Block(nn.Module):
             hidden: booleans `(T, T)`, true where a position does not see another; in place of the causal mask.
             memory: keys and values of what came before x, to which those of x are added.
         """
-        n, length, width = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if memory is not None:
-            k, v = memory.extended(k, v)
-        mixed = _attention(q, k, v, self.causal, hidden)
-        x = x + self.project(mixed.transpose(1, 2).reshape(n, length, width))
+        qkv: Tensor = self.qkv(self.norm1(x))
+        if hidden is None and memory is None:
+            mixed = attention(qkv, self.heads, self.causal)
+        else:
+            q, k, v = split(qkv, self.heads)
+            if memory is not None:
+                k, v = memory.extended(k, v)
+            mixed = plain_attention(q, k, v, self.causal, hidden).transpose(1, 2).reshape(x.shape)
+        x = x + self.project(mixed)
         output: Tensor = x + self.contract(F.gelu(self.expand(self.norm2(x))))
         return output
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, hidden: Tensor | None = None) -> Tensor:
-    """Plain attention; on processors, PyTorch's fused one takes up to ten times as long in bfloat16.
-
-    `(N, heads, t, d)` each; causal queries are the last ones of the keys' sequence. Softmax is as wide inside as it
-    would be under autocast, which would also copy what goes in and comes out.
-    """
-    n, heads, queries, size = q.shape
-    keys = k.shape[2]
-    if causal and hidden is None and queries > 1:
-        hidden = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if hidden is None else ~hidden)
-    with torch.autocast("cpu", enabled=False):
-        q, k, v = (x.flatten(0, 1) for x in (q * size**-0.5, k, v))
-        unseen = q.new_zeros(queries, keys)
-        if hidden is not None:
-            unseen = unseen.masked_fill(hidden, float("-inf"))
-        mixed = torch.baddbmm(unseen, q, k.transpose(1, 2)).softmax(-1) @ v
-    return mixed.view(n, heads, queries, size)
+def stream(x: Tensor) -> Tensor:
+    """The residual stream, as wide as autocast computes: a step is mostly memory that moves, and this is much of it."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def initialise(model: nn.Module, layers: int) -> None:
@@ -122,7 +112,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(N, T)` integers in [0, vocabulary) to logits `(N, T, vocabulary)` of the next token."""
-        x = self.tokens(tokens) + self.places(positions(tokens))
+        x = stream(self.tokens(tokens) + self.places(positions(tokens)))
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.norm(x))
@@ -162,7 +152,7 @@ class PatchTransformer(nn.Module):
         """`(N, C, H, W)`, sides multiples of the patch's, to the same."""
         n, _, height, width = x.shape
         h = self.inlet(x).flatten(2).transpose(1, 2)
-        h = h + self.places(positions(h[:, :, 0]))
+        h = stream(h + self.places(positions(h[:, :, 0])))
         for block in self.blocks:
             h = block(h)
         lines, columns = height // self.patch, width // self.patch

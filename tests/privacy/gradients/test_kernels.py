@@ -440,6 +440,19 @@ def test_weight_zero_is_not_read(kind: Kind, grouped: bool, bad: float, position
 
 @kinds
 @pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("widths", [(160, 128), (96, 200)])
+def test_more_records_than_a_cache_holds(kind: Kind, grouped: bool, widths: tuple[int, int]) -> None:
+    """They are added in spans, the last of them shorter, and some records of each are left out."""
+    torch.manual_seed(0)
+    layer = line(torch.randn(43, 256, widths[0]), torch.randn(43, 256, widths[1]), dtype=kind.dtype)
+    weights = torch.randint(1, 8, (43,)).double() / 8
+    weights[::7] = 0
+    found, right = added(layer, weights, kind.level, grouped), weights @ flat(layer)
+    assert (found - right).norm() <= 1e-5 * right.norm()
+
+
+@kinds
+@pytest.mark.parametrize("grouped", [False, True])
 def test_a_record_does_not_move_another(kind: Kind, grouped: bool) -> None:
     """Weights that single out one record: the others' values do not reach a bit of it."""
     torch.manual_seed(0)
@@ -483,12 +496,16 @@ def test_groups_err_by_no_more_than_they_are_charged(level: int, positions: int)
     positions=st.integers(1, 9),
     eights=st.integers(1, 20),
     offset=st.sampled_from([0.0, 100.0]),
+    half=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_norm_gradients(level: int, records: int, positions: int, eights: int, offset: float, seed: int) -> None:
+def test_norm_gradients(
+    level: int, records: int, positions: int, eights: int, offset: float, half: bool, seed: int
+) -> None:
     torch.manual_seed(seed)
     width = 8 * eights
     x, g = torch.randn(records, positions, width) + offset, torch.randn(records, positions, width)
+    x, g = (value.bfloat16() if half else value for value in (x, g))
     found, squares = kernels.norm_gradients(x, g, 1e-5, level)
     normal = F.layer_norm(x.double(), (width,), eps=1e-5)
     expected = torch.cat(((g.double() * normal).sum(1), g.double().sum(1)), 1)

@@ -66,7 +66,8 @@ class CompiledNorm:
     def __init__(self, layer: Layer, reading: Reading, rows: int, places: Places, level: int) -> None:
         assert isinstance(layer.module, nn.LayerNorm)
         self._place, self._level = places.whole, level
-        x, gradient = (by_record(value.float(), rows).contiguous() for value in reading)
+        kind = torch.bfloat16 if all(value.dtype == torch.bfloat16 for value in reading) else torch.float32
+        x, gradient = (by_record(value.to(kind), rows).contiguous() for value in reading)
         self._formed, self._squares = kernels.norm_gradients(x, gradient, layer.module.eps, level)
 
     @staticmethod

@@ -222,8 +222,8 @@ def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -
     """Gradients of a layer norm's scale and shift, and their squared norms.
 
     Args:
-        x: inputs `(R, positions, d)`, float32, contiguous, d in eights.
-        gradient: by the outputs, likewise.
+        x: inputs `(R, positions, d)`, float32 or bfloat16, contiguous, d in eights.
+        gradient: by the outputs, of the same kind.
         epsilon: of the norm.
         at_level: as `level()` gave it.
 
@@ -234,7 +234,8 @@ def norm_gradients(x: Tensor, gradient: Tensor, epsilon: float, at_level: int) -
     out = torch.empty(records, 2 * width, dtype=torch.float32)
     squares = torch.zeros(records, dtype=torch.float64)
     sizes = (ctypes.c_int64(records), ctypes.c_int64(positions), ctypes.c_int64(width))
-    _call("norm_gradients", at_level, x, gradient, *sizes, ctypes.c_double(epsilon), out, squares)
+    half = int(x.dtype == torch.bfloat16)
+    _call("norm_gradients", at_level, half, x, gradient, *sizes, ctypes.c_double(epsilon), out, squares)
     return out, squares
 
 

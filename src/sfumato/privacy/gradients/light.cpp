@@ -13,9 +13,9 @@ int embedding_squares(int level, const int64_t *tokens, const float *gradient, i
 // Adds the gradients times `weights` to `total`, vocabulary x width; records of weight zero are not read.
 int embedding_add(int level, const int64_t *tokens, const float *gradient, int64_t records, int64_t positions,
                   int64_t width, const double *weights, double *total);
-// Gradients of a layer norm's scale and shift: records x 2 x width floats, from inputs and output gradients of float;
-// their squared norms are added to `squares`.
-int norm_gradients(int level, const float *input, const float *gradient, int64_t records, int64_t positions,
+// Gradients of a layer norm's scale and shift: records x 2 x width floats, from inputs and output gradients, bfloat16 where
+// `half`, else float; their squared norms are added to `squares`.
+int norm_gradients(int level, int half, const void *input, const void *gradient, int64_t records, int64_t positions,
                    int64_t width, double epsilon, float *out, double *squares);
 // Adds rows of `width` floats times `weights` to `total`; records of weight zero are not read.
 int rows_add(int level, const float *rows, int64_t records, int64_t width, const double *weights, double *total);
@@ -51,21 +51,28 @@ struct Moments {
     float centre, factor;
 };
 
-AVX512 Moments moments_of(const float *values, int64_t width, double epsilon) {
+AVX512 inline __m512 floats(const float *from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
+
+AVX512 inline __m512 floats(const uint16_t *from, __mmask16 mask) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
+}
+
+template <typename Number> AVX512 Moments moments_of(const Number *values, int64_t width, double epsilon) {
     __m512 sum = _mm512_setzero_ps(), square = sum;
     for (int64_t x = 0; x < width; x += TILE)
-        sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(width - x >= TILE ? 0xffff : 0xff, values + x));
+        sum = _mm512_add_ps(sum, floats(values + x, width - x >= TILE ? 0xffff : 0xff));
     const float centre = _mm512_reduce_add_ps(sum) / float(width);
     for (int64_t x = 0; x < width; x += TILE) {
         const __mmask16 mask = width - x >= TILE ? 0xffff : 0xff;
-        const __m512 value = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, values + x), _mm512_set1_ps(centre));
+        const __m512 value = _mm512_maskz_sub_ps(mask, floats(values + x, mask), _mm512_set1_ps(centre));
         square = _mm512_fmadd_ps(value, value, square);
     }
     return {centre, float(1 / std::sqrt(double(_mm512_reduce_add_ps(square)) / double(width) + epsilon))};
 }
 
 // Gradients of one record: sums over positions of the output gradient times the normal input, and of it alone.
-AVX512 void norm_of(const float *input, const float *gradient, int64_t positions, int64_t width,
+template <typename Number>
+AVX512 void norm_of(const Number *input, const Number *gradient, int64_t positions, int64_t width,
                     const Moments *moments, float *scale, float *shift) {
     for (int64_t first = 0; first < width; first += COLUMNS) {
         __mmask16 masks[4];
@@ -79,8 +86,8 @@ AVX512 void norm_of(const float *input, const float *gradient, int64_t positions
             const __m512 centre = _mm512_set1_ps(moments[t].centre), factor = _mm512_set1_ps(moments[t].factor);
             for (int k = 0; k < 4; k++) {
                 const int64_t place = t * width + first + k * TILE;
-                const __m512 g = _mm512_maskz_loadu_ps(masks[k], gradient + place);
-                const __m512 x = _mm512_maskz_loadu_ps(masks[k], input + place);
+                const __m512 g = floats(gradient + place, masks[k]);
+                const __m512 x = floats(input + place, masks[k]);
                 sums[k][0] = _mm512_fmadd_ps(g, _mm512_mul_ps(_mm512_sub_ps(x, centre), factor), sums[k][0]);
                 sums[k][1] = _mm512_add_ps(g, sums[k][1]);
             }
@@ -89,6 +96,18 @@ AVX512 void norm_of(const float *input, const float *gradient, int64_t positions
             _mm512_mask_storeu_ps(scale + first + k * TILE, masks[k], sums[k][0]);
             _mm512_mask_storeu_ps(shift + first + k * TILE, masks[k], sums[k][1]);
         }
+    }
+}
+
+template <typename Number>
+void norms_of(const Number *input, const Number *gradient, int64_t records, int64_t positions, int64_t width,
+              double epsilon, float *out, double *squares) {
+    std::vector<Moments> moments(static_cast<size_t>(positions));
+    const int64_t size = positions * width;
+    for (int64_t record = 0; record < records; record++, input += size, gradient += size, out += 2 * width) {
+        for (int64_t t = 0; t < positions; t++) moments[size_t(t)] = moments_of(input + t * width, width, epsilon);
+        norm_of(input, gradient, positions, width, moments.data(), out, out + width);
+        squares[record] += squared_norm(out, 2 * width);
     }
 }
 
@@ -115,16 +134,15 @@ int embedding_add(int level, const int64_t *tokens, const float *gradient, int64
     return 0;
 }
 
-int norm_gradients(int level, const float *input, const float *gradient, int64_t records, int64_t positions,
+int norm_gradients(int level, int half, const void *input, const void *gradient, int64_t records, int64_t positions,
                    int64_t width, double epsilon, float *out, double *squares) {
     if (level < 1 || width % 8) return 1;
-    std::vector<Moments> moments(static_cast<size_t>(positions));
-    const int64_t size = positions * width;
-    for (int64_t record = 0; record < records; record++, input += size, gradient += size, out += 2 * width) {
-        for (int64_t t = 0; t < positions; t++) moments[size_t(t)] = moments_of(input + t * width, width, epsilon);
-        norm_of(input, gradient, positions, width, moments.data(), out, out + width);
-        squares[record] += squared_norm(out, 2 * width);
-    }
+    if (half)
+        norms_of(static_cast<const uint16_t *>(input), static_cast<const uint16_t *>(gradient), records, positions,
+                 width, epsilon, out, squares);
+    else
+        norms_of(static_cast<const float *>(input), static_cast<const float *>(gradient), records, positions, width,
+                 epsilon, out, squares);
     return 0;
 }
 
@@ -139,7 +157,9 @@ int rows_add(int level, const float *rows, int64_t records, int64_t width, const
 
 int embedding_squares(int, const int64_t *, const float *, int64_t, int64_t, int64_t, double *) { return 1; }
 int embedding_add(int, const int64_t *, const float *, int64_t, int64_t, int64_t, const double *, double *) { return 1; }
-int norm_gradients(int, const float *, const float *, int64_t, int64_t, int64_t, double, float *, double *) { return 1; }
+int norm_gradients(int, int, const void *, const void *, int64_t, int64_t, int64_t, double, float *, double *) {
+    return 1;
+}
 int rows_add(int, const float *, int64_t, int64_t, const double *, double *) { return 1; }
 
 #endif

@@ -17,8 +17,7 @@ int linear_add(int level, const Layer *layer, int64_t records, int64_t positions
 
 namespace {
 
-constexpr int64_t ROWS = 4;      // rows of a panel that stay in registers
-constexpr int64_t TOGETHER = 8;  // records that are added up in float32 before they join the sum, at most
+constexpr int64_t ROWS = 4;  // rows of a panel that stay in registers
 
 // What a chunk's records add to one panel, in double precision. Rows of the whole sum are powers of two apart, so that
 // a panel of it would compete for few places of the first cache; here they follow each other.
@@ -112,7 +111,6 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
     const Cut cut(shape);
     Kept kept(records, weights);
     for (double &weight : kept.weights) weight = grouped ? double(single_of(weight, 24)) : weight;
-    const int64_t count = kept.count();
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
         pack_left(line, cut, gradient_of(line, kept.records[size_t(n)]), i * PANEL, into);
     };
@@ -121,28 +119,30 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
     };
     Panel one, group;
     Sum sum;
-    const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
+    const auto add = [&](const Span &span, const Part &part, const uint16_t *a, const uint16_t *b) {
+        const int64_t count = span.count;
+        const double *shares = &kept.weights[size_t(span.first)];
         for (int64_t begin = 0; begin < count; begin += TOGETHER) {
             const int64_t end = std::min(begin + TOGETHER, count);
             part.look_ahead(begin / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
             if (level == 1 && grouped)
                 for (int64_t row = 0; row < part.height; row += ROWS)
-                    group_rows(cut, a + begin * cut.panel, b + begin * cut.panel, &kept.weights[size_t(begin)],
-                               end - begin, row, group);
+                    group_rows(cut, a + begin * cut.panel, b + begin * cut.panel, shares + begin, end - begin, row,
+                               group);
             else
                 for (int64_t n = begin; n < end; n++) {
                     const Product product = cut.product(a + n * cut.panel, b + n * cut.panel);
                     multiply_panel(level, product, part.width > TILE, part.height > TILE, one.values);
                     if (grouped)
-                        group.add(one, float(kept.weights[size_t(n)]), n == begin);
+                        group.add(one, float(shares[n]), n == begin);
                     else
-                        sum.add(one.values, kept.weights[size_t(n)], n == 0);
+                        sum.add(one.values, shares[n], n == 0);
                 }
             if (grouped) sum.add(group.values, 1, begin == 0);
         }
-        sum.join(part, line.channels, overwrite);
+        sum.join(part, line.channels, overwrite && span.first == 0);
     };
-    by_panels<uint16_t>(line, count, cut.panel, pack_a, pack_b, total, scratch, add);
+    by_panels<uint16_t>(line, kept.count(), cut.panel, pack_a, pack_b, total, scratch, add);
 }
 
 // Activations of a record of at most 16 positions as right operands: in one tile, twice one under the other.
@@ -189,7 +189,6 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
                  float *scratch) {
     constexpr int64_t tile = TILE_BF16, panel = 2 * tile;
     const Kept kept(records, weights);
-    const int64_t count = kept.count();
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
         for (int64_t half = 0; half < 2 && i * PANEL + half * TILE < line.out_channels; half++)
             pack_scaled(line, gradient_of(line, kept.records[size_t(n)]), i * PANEL + half * TILE,
@@ -200,7 +199,8 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
     };
     Panel group;
     Sum sum;
-    const auto add = [&](const Part &part, const uint16_t *a, const uint16_t *b) {
+    const auto add = [&](const Span &span, const Part &part, const uint16_t *a, const uint16_t *b) {
+        const int64_t count = span.count;
         for (int64_t begin = 0; begin < count; begin += TOGETHER) {
             part.look_ahead(begin / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
             const Product product{a + begin * panel, b + begin * panel, std::min(TOGETHER, count - begin), 1, panel, 0,
@@ -208,9 +208,9 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
             multiply_panel(2, product, part.width > TILE, part.height > TILE, group.values);
             sum.add(group.values, 1, begin == 0);
         }
-        sum.join(part, line.channels, overwrite);
+        sum.join(part, line.channels, overwrite && span.first == 0);
     };
-    by_panels<uint16_t>(line, count, panel, pack_a, pack_b, total, scratch, add);
+    by_panels<uint16_t>(line, kept.count(), panel, pack_a, pack_b, total, scratch, add);
 }
 
 }  // namespace

@@ -151,8 +151,9 @@ int single_add(int level, const Layer *layer, int64_t records, int64_t positions
     const auto pack_b = [&](int64_t n, int64_t j, float *into) {
         pack(activation_of(*layer, kept.records[size_t(n)]), layer->channels, j, positions, into);
     };
-    const auto add = [&](const Part &part, const float *g, const float *a) {
-        AT(level, add_records)(g, a, positions, kept.weights, part, layer->channels, overwrite != 0);
+    const auto add = [&](const Span &span, const Part &part, const float *g, const float *a) {
+        AT(level, add_records)(g, a, positions, &kept.weights[size_t(span.first)], span.count, part, layer->channels,
+                               overwrite && span.first == 0);
     };
     by_panels<float>(*layer, kept.count(), positions * PANEL, pack_a, pack_b, total, scratch, add);
     return 0;

@@ -42,15 +42,14 @@ TARGET void add_panel(const float *panel, double weight, const Part &part, int64
     }
 }
 
-// Adds one panel's share of all records; operands of a record are positions x PANEL numbers.
-TARGET void add_records(const float *g, const float *a, int64_t positions, const std::vector<double> &weights,
+// Adds one panel's share of `count` records; operands of a record are positions x PANEL numbers.
+TARGET void add_records(const float *g, const float *a, int64_t positions, const double *weights, int64_t count,
                         const Part &part, int64_t stride, bool overwrite) {
     alignas(64) float panel[PANEL * PANEL];
-    const auto count = int64_t(weights.size());
     for (int64_t n = 0; n < count; n++, g += positions * PANEL, a += positions * PANEL) {
         multiply(g, a, positions, panel);
         part.look_ahead(n, count, stride);
-        add_panel(panel, weights[size_t(n)], part, stride, overwrite && n == 0);
+        add_panel(panel, weights[n], part, stride, overwrite && n == 0);
     }
 }
 
