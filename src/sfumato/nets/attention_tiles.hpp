@@ -151,14 +151,15 @@ struct Desk {
     }
 
     // A head's rows, which lie `stride` numbers apart.
-    void gather(const Half *from, int64_t stride, Half *rows) const {
-        for (int64_t t = 0; t < positions; t++) std::memcpy(rows + t * size, from + t * stride, size_t(2 * size));
+    TARGET void gather(const Half *from, int64_t stride, Half *rows) const {
+        for (int64_t t = 0; t < positions; t++)
+            for (int64_t c = 0; c < size; c += PLACES)
+                _mm512_storeu_si512(rows + t * size + c, _mm512_loadu_si512(from + t * stride + c));
     }
 };
 
 TARGET inline void store(Half *to, Floats low, Floats high) {
-    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-    std::memcpy(to, &both, 64);
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
 
 TARGET inline Floats at(const float *from) { return (Floats)_mm512_loadu_ps(from); }

@@ -23,8 +23,13 @@ _HERE = Path(__file__).parent
 
 def level() -> int:
     """What compiled code can use here: 0 nothing, 1 AVX2, 2 AVX512, 3 AMX."""
+    return min(_best(), wanted())
+
+
+@functools.cache
+def _best() -> int:
     found = load(_HERE)
-    return min(int(found.networks_level()), wanted()) if found is not None else 0
+    return int(found.networks_level()) if found is not None else 0
 
 
 def fits(x: Tensor, channels: int) -> bool:

@@ -49,7 +49,8 @@ class CompiledLinear:
         self._linear = kernels.Linear(
             by_record(activation, rows).contiguous(), by_record(gradient, rows).contiguous(), weight_at, bias_at
         )
-        self._gram = choose(layer.module, reading, rows).way == "ghost"
+        choice = choose(layer.module, reading, rows)
+        self._gram = choice.ghost < 2 * choice.instantiate  # Gram matrices are symmetric: half of each is formed
 
     def squares(self) -> Tensor:
         return self._linear.squares(self._gram, self._scratch, self._level)
