@@ -11,7 +11,8 @@ engine works. Peak memory is that of a process which does nothing else.
 Last line: {"gpt16": {"dp_over_plain": .., "opacus_fp32_over_ours": .., "opacus_bf16_over_ours": ..,
 "memory_over_plain": ..}, ..., "without_bf16": {"gpt16": {..}, ..}}; Opacus is the faster of its modes "hooks" and
 "ghost". The cells that end with "fp32", under "without_bf16", are float32 alone. "film" has the time of what lies
-between the U-Net's convolutions, in PyTorch over compiled, alone on one thread and within our step at K = 1.
+between the U-Net's convolutions, in PyTorch over compiled, alone on one thread and within our step at K = 1, and
+"attention" that of attention, within our step of the GPTs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from cells import machine, run
 from torch import Tensor, nn
 
 from sfumato.hardware import keep_freed_memory
+from sfumato.nets.attention import attention
 from sfumato.nets.diffusion import Denoiser
 from sfumato.nets.film import film_silu
 from sfumato.nets.transformer import GPT, TransformerShape
@@ -321,14 +323,43 @@ def _repeats_of(step: Callable[[], None]) -> int:
 
 def measure_film(repeats: int, has_bf16: bool) -> dict[str, list[float]]:
     """Seconds of what lies between convolutions, forward and backward, and of our step with it, either way in turns."""
-    keep_freed_memory()
     torch.manual_seed(0)
     steps: dict[str, Callable[[], None]] = {}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))[: 1 + has_bf16]:
+    for precision, dtype in _precisions(has_bf16):
         x = torch.randn(128, 32, 14, 14, dtype=dtype).contiguous(memory_format=torch.channels_last)
         values = [x.requires_grad_(), *torch.randn(2, 128, 32, dtype=dtype).requires_grad_().unbind()]
-        steps[f"alone_{precision}"] = partial(_film_step, values, torch.randn_like(x), precision)
+        steps[f"alone_{precision}"] = partial(
+            _backward, lambda v: film_silu(*v), values, torch.randn_like(x), precision
+        )
         steps[f"step_{precision}"] = ours(TASKS["unet_k1"](), precision)
+    return _either_way(steps, repeats)
+
+
+def measure_attention(repeats: int, has_bf16: bool) -> dict[str, list[float]]:
+    """Seconds of attention, forward and backward, and of our step with it, either way in turns."""
+    torch.manual_seed(0)
+    steps: dict[str, Callable[[], None]] = {}
+    for precision, dtype in _precisions(has_bf16):
+        for rows, length in ((64, 16), (32, 64), (8, 256)):  # as many as an engine's chunk has
+            qkv, gradient = torch.randn(rows, length, 768, dtype=dtype), torch.randn(rows, length, 256, dtype=dtype)
+            attend = partial(_backward, lambda x: attention(x, 8, True), qkv.requires_grad_(), gradient, precision)
+            steps[f"alone{length}_{precision}"] = attend
+            steps[f"step{length}_{precision}"] = ours(TASKS[f"gpt{length}"](), precision)
+    return _either_way(steps, repeats)
+
+
+def _precisions(has_bf16: bool) -> tuple[tuple[str, torch.dtype], ...]:
+    return (("fp32", torch.float32), ("bf16", torch.bfloat16))[: 1 + has_bf16]
+
+
+def _backward(use: Callable[[Any], Tensor], values: Any, gradient: Tensor, precision: str) -> None:
+    with autocast(precision):
+        use(values).backward(gradient)
+
+
+def _either_way(steps: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step with the networks' compiled code and without; those "alone" on one thread."""
+    keep_freed_memory()
     times: dict[str, list[float]] = {}
     counts = {key: _repeats_of(step) for key, step in steps.items()}
     allowed = os.environ.get("SFUMATO_KERNELS", "amx")
@@ -337,7 +368,7 @@ def measure_film(repeats: int, has_bf16: bool) -> dict[str, list[float]]:
         for _ in range(repeats):
             for key, step in steps.items():
                 torch.set_num_threads(1 if key.startswith("alone") else threads)
-                # The engine has chosen its kernels already; only what lies between convolutions asks again.
+                # The engine has chosen its kernels already; only the networks ask again.
                 for way, level in (("compiled", allowed), ("pytorch", "off")):
                     os.environ["SFUMATO_KERNELS"] = level
                     step()
@@ -349,11 +380,6 @@ def measure_film(repeats: int, has_bf16: bool) -> dict[str, list[float]]:
         os.environ["SFUMATO_KERNELS"] = allowed
         torch.set_num_threads(threads)
     return {key: [round(value, 8) for value in values] for key, values in times.items()}
-
-
-def _film_step(values: list[Tensor], gradient: Tensor, precision: str) -> None:
-    with autocast(precision):
-        film_silu(*values).backward(gradient)
 
 
 def measure_memory(has_bf16: bool) -> dict[str, dict[str, float]]:
@@ -396,7 +422,11 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     has_bf16 = bool(machine()["bf16"])
     networks = {name: partial(measure, name, REPEATS, has_bf16) for name in TASKS}
     without = {name + FP32: partial(measure, name, REPEATS, False) for name in TASKS if name != "unet_wide"}
-    others = {"memory": partial(measure_memory, has_bf16), "film": partial(measure_film, REPEATS, has_bf16)}
+    others = {
+        "memory": partial(measure_memory, has_bf16),
+        "film": partial(measure_film, REPEATS, has_bf16),
+        "attention": partial(measure_attention, REPEATS, has_bf16),
+    }
     return {**networks, **others, **without}
 
 
@@ -428,13 +458,18 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The last line."""
     line = {name: ratios(found[name], found.get("memory", {}).get(name)) for name in TASKS if name in found}
     without = {name: ratios(found[name + FP32], None) for name in TASKS if name + FP32 in found}
-    median = {key: statistics.median(values) for key, values in found.get("film", {}).items()}
-    film = {
+    gains = {cell: _gains(found[cell]) for cell in ("film", "attention") if cell in found}
+    return line | ({"without_bf16": without} if without else {}) | gains
+
+
+def _gains(times: dict[str, list[float]]) -> dict[str, float]:
+    """PyTorch's time over that with compiled code."""
+    median = {key: statistics.median(values) for key, values in times.items()}
+    return {
         key.removesuffix("_pytorch"): round(value / median[key.replace("pytorch", "compiled")], 3)
         for key, value in median.items()
         if key.endswith("_pytorch")
     }
-    return line | ({"without_bf16": without} if without else {}) | ({"film": film} if film else {})
 
 
 if __name__ == "__main__":
