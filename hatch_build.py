@@ -1,4 +1,4 @@
-"""Compiles the kernels of the gradient engine and the U-Net where there is a C++ compiler; both do without."""
+"""Compiles the kernels of the gradient engine and the networks where there is a C++ compiler; both do without."""
 
 from __future__ import annotations
 
