@@ -1,5 +1,5 @@
 // Attention over short sequences (attention.py): one head of one row at a time, in a core's first caches; in float32, or by
-// AMX where numbers are bfloat16.
+// AMX where numbers are bfloat16 and heads are multiples of 32.
 
 #include <algorithm>
 #include <cmath>
@@ -10,8 +10,9 @@
 extern "C" {
 
 // `qkv` is rows x positions x 3 x heads x size numbers, bfloat16 where `half`, else float; `size` is a multiple of 16.
-// Writes rows x positions x heads x size of them to `out`, and what the backward pass needs to `moments`: rows x heads x 2
-// x positions in sixteens. Where `causal`, no position sees a later one.
+// Writes rows x positions x heads x size of them to `out`, and what the backward pass at the same level needs to `moments`:
+// rows x heads x 2 x positions, rounded up to 16, in an order of the level's own. Where `causal`, no position sees a later
+// one.
 int attention_forward(int level, int half, const void *qkv, int64_t rows, int64_t positions, int64_t heads,
                       int64_t size, int causal, void *out, float *moments);
 // The gradient by `qkv` from that by `out`; `moments` as the forward pass wrote them.

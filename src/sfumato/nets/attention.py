@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.nets.compiled import by_rows, fits
+from sfumato.nets.compiled import by_rows, fits, level
 
 LONGEST = 256
 """Positions up to which compiled attention is quicker than products of whole matrices."""
@@ -32,7 +32,7 @@ def attention(qkv: Tensor, heads: int, causal: bool) -> Tensor:
         `(N, T, width)`.
     """
     n, length, width = len(qkv), qkv.shape[1], qkv.shape[2] // 3
-    if length <= LONGEST and fits(qkv, width // heads):
+    if length <= LONGEST and qkv.shape[2] == 3 * width and width % heads == 0 and fits(qkv, width // heads):
         result: Tensor = _Attention.apply(qkv, heads, causal)  # type: ignore[no-untyped-call]
         return result
     q, k, v = split(qkv, heads)
@@ -72,10 +72,10 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, heads: int, causal: bool) -> Tensor:
         qkv = qkv.contiguous()
         n, length, width = len(qkv), qkv.shape[1], qkv.shape[2] // 3
-        ctx.sizes = (length, heads, width // heads)
-        ctx.causal = int(causal)
+        ctx.sizes, ctx.causal = (length, heads, width // heads), int(causal)
+        ctx.level = level()  # moments are its own
         mixed, moments = qkv.new_empty(n, length, width), torch.empty(n, heads, 2 * -(-length // 16) * 16)
-        by_rows("attention_forward", qkv, [qkv], ctx.sizes, [ctx.causal, mixed, moments])
+        by_rows("attention_forward", ctx.level, qkv, [qkv], ctx.sizes, [ctx.causal, mixed, moments])
         ctx.save_for_backward(qkv, moments)
         return mixed
 
@@ -84,5 +84,5 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         qkv, moments = ctx.saved_tensors
         gradient, by_qkv = gradient.to(qkv.dtype).contiguous(), torch.empty_like(qkv)
-        by_rows("attention_backward", qkv, [qkv, moments, gradient], ctx.sizes, [ctx.causal, by_qkv])
+        by_rows("attention_backward", ctx.level, qkv, [qkv, moments, gradient], ctx.sizes, [ctx.causal, by_qkv])
         return by_qkv, None, None

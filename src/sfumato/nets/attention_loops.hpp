@@ -3,7 +3,8 @@
 
 constexpr int ROWS = LANES == 16 ? 8 : 4;  // of a product, in registers
 
-// What of a product is known to be zero, or of no use, where queries see no later keys.
+// What of a product is not known to be zero, or of no use, where queries see no later keys; in whole blocks of rows and
+// registers.
 enum class Part {
     WHOLE,
     AFTER,  // columns from a row's own place on
@@ -63,7 +64,7 @@ template <bool HALF> TARGET void scatter(const Heads &heads, const float *rows, 
 TARGET void turn(const Heads &heads, const float *rows, float *columns) {
     for (int64_t t = 0; t < heads.padded; t += LANES)
         for (int64_t c = 0; c < heads.size; c += LANES) {
-            Floats block[LANES];
+            alignas(64) Floats block[LANES];
             for (int k = 0; k < LANES; k++) block[k] = load<false>(rows, (t + k) * heads.size + c);
             transpose(block);
             for (int k = 0; k < LANES; k++) store<false>(columns, (c + k) * heads.padded + t, block[k]);
@@ -96,6 +97,7 @@ template <bool KNOWN> TARGET void soften(const Heads &heads, float *scores, floa
         const Floats factor = KNOWN ? load<false>(moments, LANES) : inverse(sum);
         for (int64_t key = 0; key < keys; key++)
             store<false>(scores, key * padded + query, load<false>(scores, key * padded + query) * factor);
+        if (KNOWN) continue;
         store<false>(moments, 0, most);
         store<false>(moments, LANES, factor);
     }

@@ -37,8 +37,8 @@ struct Tiles {
     }
 };
 
-// A left operand, whose tiles are 32 numbers apart, and tiles of right ones: `across` to the next output, `down` to the
-// next 32 places.
+// A left operand, whose tiles are 32 numbers apart, and tiles of right ones: `across` to the next 16 columns, `down` to
+// the next 32 places.
 struct Operands {
     const Half *a;
     int64_t a_row;
@@ -77,6 +77,7 @@ template <int COUNT> TARGET inline void multiply_tiles(const Operands &given, in
 
 // out = a b: 16 rows and `columns` columns, a multiple of 16, summed over `places`, a multiple of 32.
 TARGET void multiply(Operands given, int64_t places, int64_t columns, float *out, int64_t stride) {
+    asm volatile("" ::: "memory");  // intrinsics that load tiles do not say that they read memory
     for (; columns >= 4 * TILE; columns -= 4 * TILE, out += 4 * TILE, given.b += 4 * given.across)
         multiply_tiles<4>(given, places, out, stride);
     if (columns == 3 * TILE) multiply_tiles<3>(given, places, out, stride);
@@ -96,7 +97,7 @@ TARGET inline void transpose(__m512i *rows) { avx512::transpose(reinterpret_cast
 TARGET void turn(const Half *rows, int64_t count, int64_t width, Half *tiles) {
     for (int64_t r = 0; r < count; r += TILE)
         for (int64_t c = 0; c < width; c += PLACES, tiles += NUMBERS) {
-            __m512i block[TILE];
+            alignas(64) __m512i block[TILE];
             for (int k = 0; k < TILE; k++) block[k] = _mm512_loadu_si512(rows + (r + k) * width + c);
             transpose(block);
             for (int k = 0; k < TILE; k++) _mm512_storeu_si512(tiles + k * PLACES, block[k]);
@@ -116,7 +117,7 @@ TARGET void join(const Half *rows, int64_t count, int64_t width, Half *tiles) {
 // 16 columns of a matrix from row `first` on, up to row `end`, as rows of a left operand, `end` numbers apart.
 TARGET void stand(const Half *columns, int64_t width, int64_t first, int64_t end, Half *rows) {
     for (int64_t r = first; r < end; r += PLACES) {
-        __m512i block[TILE];
+        alignas(64) __m512i block[TILE];
         for (int64_t k = 0; k < TILE; k++) {
             const Half *row = columns + (r + 2 * k) * width;
             block[k] = joined(row, row + width);

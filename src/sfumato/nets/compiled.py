@@ -39,18 +39,20 @@ def fits(x: Tensor, channels: int) -> bool:
     return known and not transformed and x.numel() > 0 and level() > 0
 
 
-def by_rows(function: str, x: Tensor, before: Sequence[Any], sizes: Sequence[int], after: Sequence[Any]) -> None:
-    """Calls a kernel, on each of PyTorch's threads for a share of the rows of `x`.
+def by_rows(
+    function: str, at_level: int, x: Tensor, before: Sequence[Any], sizes: Sequence[int], after: Sequence[Any]
+) -> None:
+    """Calls a kernel, on as many threads as PyTorch has, each for a share of the rows of `x`.
 
     Args:
         function: takes a level, whether numbers are bfloat16, `before`, the number of rows, `sizes`, `after`.
+        at_level: as `level` gave it.
         x: its precision decides.
         before, after: tensors, which go as addresses of their rows, and other arguments.
         sizes: integers.
     """
     found, threads = load(_HERE), min(torch.get_num_threads(), len(x))
     assert found is not None
-    at_level = level()
 
     def address(value: Any, first: int) -> Any:
         return ctypes.c_void_p((value[first:] if first else value).data_ptr()) if isinstance(value, Tensor) else value

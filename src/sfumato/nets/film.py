@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.nets.compiled import by_rows, fits
+from sfumato.nets.compiled import by_rows, fits, level
 
 _EPSILON = 1e-5
 
@@ -47,7 +47,7 @@ class _Compiled(torch.autograd.Function):
         film = [None if value is None else value.float().contiguous() for value in (scale, shift)]
         y = torch.empty_like(x, memory_format=torch.channels_last)
         moments = torch.empty(len(x), 2)
-        by_rows("film_forward", x, [x, *film], _sizes(x), [ctypes.c_double(_EPSILON), y, moments])
+        by_rows("film_forward", level(), x, [x, *film], _sizes(x), [ctypes.c_double(_EPSILON), y, moments])
         ctx.save_for_backward(x, *film, moments)
         ctx.film_type = None if scale is None else scale.dtype
         return y
@@ -59,7 +59,9 @@ class _Compiled(torch.autograd.Function):
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
         by_x = torch.empty_like(x, memory_format=torch.channels_last)
         by_scale, by_shift = torch.empty(2, len(x), x.shape[1])
-        by_rows("film_backward", x, [x, scale, shift, moments, gradient], _sizes(x), [by_x, by_scale, by_shift])
+        by_rows(
+            "film_backward", level(), x, [x, scale, shift, moments, gradient], _sizes(x), [by_x, by_scale, by_shift]
+        )
         if scale is None:
             return by_x, None, None
         return by_x, by_scale.to(ctx.film_type), by_shift.to(ctx.film_type)

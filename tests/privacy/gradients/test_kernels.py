@@ -440,7 +440,7 @@ def test_weight_zero_is_not_read(kind: Kind, grouped: bool, bad: float, position
 
 @kinds
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("widths", [(160, 128), (96, 200)])
+@pytest.mark.parametrize("widths", [(160, 128), (96, 200), (320, 288)])
 def test_more_records_than_a_cache_holds(kind: Kind, grouped: bool, widths: tuple[int, int]) -> None:
     """They are added in spans, the last of them shorter, and some records of each are left out."""
     torch.manual_seed(0)

@@ -50,7 +50,7 @@ class CompiledLinear:
             by_record(activation, rows).contiguous(), by_record(gradient, rows).contiguous(), weight_at, bias_at
         )
         choice = choose(layer.module, reading, rows)
-        self._gram = choice.ghost < 2 * choice.instantiate  # Gram matrices are symmetric: half of each is formed
+        self._gram = choice.ghost < 2 * choice.instantiate  # Gram matrices are symmetric: about half is formed
 
     def squares(self) -> Tensor:
         return self._linear.squares(self._gram, self._scratch, self._level)

@@ -54,7 +54,8 @@ struct Span {
 
 // Calls `add(span, part, a, b)` for every panel of the sum with both operands packed, for a span of the `count` records
 // after the other. A span is as long as the smaller operand, whole, fits into a core's second cache, where it stays;
-// panels of the larger one go by. So memory is read once, which is what a sum takes most of its time for.
+// panels of the larger one go by. So memory is read once, which is what a sum takes most of its time for. Where not even
+// TOGETHER records fit, only some panels of the smaller operand stay at a time, and those of the larger one go by again.
 //
 // `pack_a(record, panel, into)` and `pack_b` write `each` numbers.
 template <typename Number, typename PackA, typename PackB, typename Add>

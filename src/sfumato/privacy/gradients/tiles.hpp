@@ -196,8 +196,12 @@ AVX512 void multiply_avx512(const Product &p, int64_t i, int64_t j, float *out, 
     for (int row = 0; row < TILE; row++) _mm512_storeu_ps(out + row * stride, sum[row]);
 }
 
+// Operands are written before tiles of them are loaded; the intrinsics do not say that they read memory.
+inline void operands_are_there() { asm volatile("" ::: "memory"); }
+
 // Tiles (i, j), (i, j + 1), (i + 1, j), (i + 1, j + 1) of G.
 AMX void multiply_amx_4(const Product &p, int64_t i, int64_t j, float *out, int64_t stride) {
+    operands_are_there();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -222,6 +226,7 @@ AMX void multiply_amx_4(const Product &p, int64_t i, int64_t j, float *out, int6
 }
 
 AMX void multiply_amx_1(const Product &p, int64_t i, int64_t j, float *out, int64_t stride) {
+    operands_are_there();
     _tile_zero(0);
     for (int64_t image = 0; image < p.images; image++) {
         const uint16_t *a = p.a + image * p.a_image + i * p.a_tile, *b = p.b + image * p.b_image + j * p.b_tile;
