@@ -575,16 +575,20 @@ def test_less_noise_and_more_releases_cost_more(noise: float, q: float, steps: i
 # --- the door -----------------------------------------------------------------------------------------------------
 
 
-def test_only_accounting_imports_dp_accounting() -> None:
-    root = Path(sfumato.__file__).parent
-    doors = set()
+@pytest.mark.parametrize(
+    ("module", "doors"),
+    [("dp_accounting", {"privacy/_losses.py"}), ("sfumato.privacy._losses", {"privacy/accounting.py"})],
+)
+def test_only_accounting_reaches_dp_accounting(module: str, doors: set[str]) -> None:
+    root, found = Path(sfumato.__file__).parent, set()
     for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if any(name.split(".")[0] == "dp_accounting" for name in names):
-                doors.add(path.relative_to(root).as_posix())
-    assert doors == {"privacy/accounting.py"}
+            if isinstance(node, ast.ImportFrom):
+                names += [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+            if any(f"{name}.".startswith(f"{module}.") for name in names):
+                found.add(path.relative_to(root).as_posix())
+    assert found == doors
 
 
 def test_importing_a_plan_is_cheap() -> None:

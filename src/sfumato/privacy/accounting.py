@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import Any
 
 from sfumato.errors import InternalError, PrivacyRefusal, UserError
+from sfumato.privacy import _losses
 from sfumato.privacy._mechanisms import (
     NOISE_RANGE,
     SMALLEST_GRID_SCALE,
@@ -69,10 +68,6 @@ Measured: DP-SGD with sampling rate 0.001, noise multiplier 0.6 and 50,000 steps
 SMALLEST_DELTA = 1e-12
 LARGEST_EPSILON = 100.0
 _SEARCH_COARSER = 10  # how many intervals make one of the search's first grid
-_LARGEST_RENYI = 500.0  # order-2 divergence beyond which the distribution of losses would fill gigabytes
-# Fourier transforms misjudge delta of T convolved distributions by at most 7e-17 T (measured against the analytic
-# Gaussian for T up to 10^6, delta from 1e-8 to 1e-12, intervals 1e-4 and 2e-5).
-_ALLOWANCE, _ALLOWANCE_PER_COMPOSITION = 1e-14, 1e-16
 
 
 def check_delta(delta: float) -> float:
@@ -129,9 +124,10 @@ def delta(mechanisms: Iterable[Mechanism], epsilon: float, interval: float = INT
     """
     target = 0.0 if epsilon == 0 else positive("epsilon", epsilon)
     mechanisms = _in_order(mechanisms)
-    if _hopeless(mechanisms):
+    if _losses.hopeless(mechanisms):
         return 1.0
-    return min(1.0, float(_distribution(mechanisms, interval).get_delta_for_epsilon(target)) + _allowance(mechanisms))
+    found = _losses.distribution(mechanisms, interval).get_delta_for_epsilon(target)
+    return min(1.0, float(found) + _losses.allowance(mechanisms))
 
 
 def rdp(mechanisms: Iterable[Mechanism], order: float) -> float:
@@ -147,7 +143,7 @@ def rdp(mechanisms: Iterable[Mechanism], order: float) -> float:
     """
     if positive("order", order) <= 1:
         raise UserError(f"order is {order!r}; a Renyi order must be above 1.")
-    return float(_rdp_accountant(_in_order(mechanisms), [order]).rdp[0])
+    return float(_losses.renyi(_in_order(mechanisms), [order]).rdp[0])
 
 
 def rdp_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
@@ -159,7 +155,7 @@ def rdp_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
     Raises:
         UserError: delta is out of range.
     """
-    return max(0.0, float(_rdp_accountant(_in_order(mechanisms), None).get_epsilon(check_delta(delta))))
+    return max(0.0, float(_losses.renyi(_in_order(mechanisms), None).get_epsilon(check_delta(delta))))
 
 
 def cross_check(mechanisms: Iterable[Mechanism], delta: float, interval: float = INTERVAL) -> CrossCheck:
@@ -227,23 +223,20 @@ def attacker_power(mechanisms: Iterable[Mechanism], false_alarm: float, interval
     if positive("false_alarm", false_alarm) >= 1:
         raise UserError(f"false_alarm is {false_alarm!r}; it must be above 0 and below 1.")
     mechanisms = _in_order(mechanisms)
-    if _hopeless(mechanisms):
+    if _losses.hopeless(mechanisms):
         return 1.0
-    distribution = _distribution(mechanisms, interval)
+    distribution = _losses.distribution(mechanisms, interval)
 
     def power(eps: float) -> float:
         return math.exp(eps) * false_alarm + float(distribution.get_delta_for_epsilon(eps))
 
     # Quasi-convex in eps, and any eps gives a valid bound; at either end it is above 1 - 1e-8.
     least = optimize.minimize_scalar(power, bounds=(-20.0, -math.log(false_alarm)), method="bounded").fun
-    return min(1.0, float(least) + _allowance(mechanisms))
+    return min(1.0, float(least) + _losses.allowance(mechanisms))
 
 
 def replace_one_epsilon(mechanisms: Iterable[Mechanism], delta: float, interval: float = INTERVAL) -> float:
     """Epsilon at `delta` if neighbours differ by replacing one record.
-
-    A record's old cells lose 1 and its new ones gain 1 (twice the cells); a clipped sum moves by twice its norm; in
-    training, the old and the new record are sampled alike and point opposite ways.
 
     *Guarantee:* an upper bound. *Does not cover:* groups.
 
@@ -251,20 +244,9 @@ def replace_one_epsilon(mechanisms: Iterable[Mechanism], delta: float, interval:
         UserError: delta is out of range, or too small to be computed for so many compositions.
     """
     mechanisms, delta = _in_order(mechanisms), check_delta(delta)
-    if _hopeless(mechanisms, distance=2.0):
+    if _losses.hopeless(mechanisms, distance=2.0):
         return math.inf
-    replaced = _pld().NeighborRel.REPLACE_ONE
-    parts = []
-    for each in mechanisms:
-        match each:
-            case Histogram():
-                parts.append(_part(Histogram(each.scale, 2 * each.cells, each.rounds), interval))
-            case IntegerSum():
-                parts.append(_gaussian(each.gaussian_noise_multiplier / 2, 1.0, interval))
-            case Training():
-                step = _gaussian(each.noise_multiplier, each.sampling_rate, interval, neighboring_relation=replaced)
-                parts.append(step.self_compose(each.steps))
-    return _epsilon(_composed(parts, interval), delta, mechanisms * 2)
+    return _losses.epsilon_at(_losses.replacing(mechanisms, interval), delta, mechanisms * 2)
 
 
 def calibrate(
@@ -351,83 +333,10 @@ def _in_order(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     return tuple(sorted(mechanisms, key=repr))
 
 
-def _pld() -> Any:
-    from dp_accounting.pld import privacy_loss_distribution
-
-    return privacy_loss_distribution
-
-
-def _gaussian(noise_multiplier: float, sampling_rate: float, interval: float, **options: Any) -> Any:
-    return _pld().from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling_rate, **options
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _distribution(mechanisms: tuple[Mechanism, ...], interval: float) -> Any:
-    return _composed([_part(each, interval) for each in mechanisms], interval)
-
-
-@functools.lru_cache(maxsize=8)
-def _part(mechanism: Mechanism, interval: float) -> Any:
-    match mechanism:
-        case Histogram():
-            cell = _pld().from_discrete_gaussian_mechanism(
-                mechanism.scale, sensitivity=1, value_discretization_interval=interval, use_connect_dots=True
-            )
-            return cell.self_compose(mechanism.compositions)
-        case IntegerSum():
-            return _gaussian(mechanism.gaussian_noise_multiplier, 1.0, interval)
-        case Training():
-            step = _gaussian(mechanism.noise_multiplier, mechanism.sampling_rate, interval)
-            return step.self_compose(mechanism.steps)
-
-
-def _composed(parts: list[Any], interval: float) -> Any:
-    return functools.reduce(lambda a, b: a.compose(b), parts) if parts else _pld().identity(interval)
-
-
 def _price(mechanisms: tuple[Mechanism, ...], delta: float, interval: float) -> float:
-    return math.inf if _hopeless(mechanisms) else _epsilon(_distribution(mechanisms, interval), delta, mechanisms)
-
-
-def _epsilon(distribution: Any, delta: float, mechanisms: tuple[Mechanism, ...]) -> float:
-    """Epsilon at `delta`, of which the rounding errors of composing `mechanisms` take a part."""
-    allowance = _allowance(mechanisms)
-    if delta < 2 * allowance:
-        raise UserError(
-            f"delta is {delta:g}, too small to be computed for this many rounds and steps: it must be at least"
-            f" {2 * allowance:.1e}."
-        )
-    return max(0.0, float(distribution.get_epsilon_for_delta(delta - allowance)))
-
-
-def _allowance(mechanisms: tuple[Mechanism, ...]) -> float:
-    return _ALLOWANCE + _ALLOWANCE_PER_COMPOSITION * sum(each.compositions for each in mechanisms)
-
-
-def _hopeless(mechanisms: tuple[Mechanism, ...], distance: float = 1.0) -> bool:
-    return distance**2 * rdp(mechanisms, 2.0) > _LARGEST_RENYI
-
-
-def _rdp_accountant(mechanisms: tuple[Mechanism, ...], orders: list[float] | None) -> Any:
-    import dp_accounting
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(orders)
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of orders whose series does not converge; they count as infinite
-    try:
-        for each in mechanisms:
-            if isinstance(each, Training):
-                noise = dp_accounting.GaussianDpEvent(each.noise_multiplier)
-                accountant.compose(dp_accounting.PoissonSampledDpEvent(each.sampling_rate, noise), each.steps)
-            else:
-                accountant.compose(dp_accounting.ZCDpEvent(each.rho))
-    finally:
-        logger.setLevel(level)
-    return accountant
+    if _losses.hopeless(mechanisms):
+        return math.inf
+    return _losses.epsilon_at(_losses.distribution(mechanisms, interval), delta, mechanisms)
 
 
 def _gaussian_delta(mu: float, epsilon: float) -> float:
