@@ -8,8 +8,8 @@ A script names its cells and says how to sum them up:
         run("name", cells, summary, settings={...})
 
 Interrupted, it goes on with the cells that are missing. `bench/results/name.json` holds each cell with the machine, the
-commit and the settings it was measured with; cells of other settings or another commit are kept and shown as such, and
-`--again` measures them anew. The last line printed is the summary, one JSON object.
+commit and the settings it was measured with. Cells of other settings count as missing, `--again` measures cells anew,
+and `--stored-as` keeps a second machine's beside the first's. The last line printed is the summary, one JSON object.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def run(
     parser.add_argument("--only", metavar="CELLS", help="only these cells, separated by commas")
     parser.add_argument("--again", action="store_true", help="measure cells again that are stored")
     parser.add_argument("--list", action="store_true", help="list the cells and stop")
+    parser.add_argument("--stored-as", default=name, metavar="NAME", help="of the results, for a second machine")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -101,7 +102,7 @@ def run(
     if options.cell:
         write_json(options.into, table[options.cell]())
         return
-    file = RESULTS / f"{name}.json"
+    file = RESULTS / f"{options.stored_as}.json"
     stored = _stored(file)
     wanted = options.only.split(",") if options.only else list(table)
     if unknown := set(wanted) - set(table):
