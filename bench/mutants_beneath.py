@@ -108,7 +108,7 @@ GROUPS: dict[str, tuple[Mutant, ...]] = CONTRIBUTED | {
     "accounting": (
         Mutant(
             "the continuous event for discrete noise",
-            ACCOUNTING,
+            "privacy/_losses.py",
             "            return cell.self_compose(mechanism.compositions)",
             "            cell = _gaussian(mechanism.scale, 1.0, interval)\n"
             "            return cell.self_compose(mechanism.compositions)",
