@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sfumato import run
 from sfumato.config import validated
 from sfumato.errors import PrivacyRefusal, UserError
+from sfumato.methods import privimage_model
+from sfumato.methods.denoising import draw_pictures
 from sfumato.privacy.ledger import Cap, Ledger
 from sfumato.privacy.noise import TestNoise
 from tests.small_set import draw_folder, plan_of, settings
@@ -119,6 +123,43 @@ def test_what_a_crash_left_undone_at_the_end_is_done(private: Path, tmp_path: Pa
         kinds = [entry["kind"] for entry in begun.ledger.entries()]
         assert not (begun.folder / "private").exists()
         assert kinds.count("finished") == kinds.count("release") == 1
+
+
+def test_a_drawing_that_was_cut_off_goes_on(private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, drawn = start(private, tmp_path), []
+
+    def counted(*given: Any) -> torch.Tensor:
+        drawn.append(len(given[3]))
+        return draw_pictures(*given)
+
+    def killed(stage: str, done: int, of: int | None) -> None:
+        if stage == "writing images" and done > 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(privimage_model, "draw_pictures", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish(begun, killed)
+    assert drawn == [12]
+    assert not (tmp_path / "one").exists()
+    assert run.finish(begun) == tmp_path / "one"
+    model = run.load_model(begun)
+    with pytest.raises(UserError, match="already exists"):
+        run.make_release(begun, model, 12, 5, tmp_path / "one")
+    assert drawn == [12]
+    assert not any((begun.folder / run.DRAWN).iterdir())
+    made = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "one").rglob("*.png"))]
+    seed = begun.config.seed
+    assert len(made) == 12
+    assert sorted(map(bytes, made)) == sorted(map(bytes, run.draw(begun, model, 12, seed).pixels))
+
+
+def test_what_is_left_of_a_drawing_goes_when_its_release_is_there(private: Path, tmp_path: Path) -> None:
+    begun = start(private, tmp_path)
+    run.finish(begun)
+    left = begun.folder / run.DRAWN / f"12-{begun.config.seed}"
+    left.mkdir()
+    run.finish(begun)
+    assert not left.exists()
 
 
 def test_a_private_run_cannot_go_on_with_test_noise(private: Path, tmp_path: Path) -> None:

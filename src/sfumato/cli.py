@@ -215,6 +215,8 @@ def sample(
 ) -> None:
     """Make more images from a finished run. Free: whatever is done with a released model costs no privacy.
 
+    Interrupted, the same command goes on with what was drawn.
+
     Example:
 
         sfumato sample release.run more/ -n 5000
@@ -225,9 +227,7 @@ def sample(
     finished = run.Run(run_dir)
     with progress(as_json) as report:
         model = run.load_model(finished)
-        run.publish(
-            finished, run.draw(finished, model, count, seed, report, hardware=choose_hardware(device)), out_dir, report
-        )
+        run.make_release(finished, model, count, seed, out_dir, report, hardware=choose_hardware(device))
     _print_release(out_dir, as_json)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from sfumato._files import write_json
 from sfumato.config import RunConfig, validated
+from sfumato.data._staging import check_new
 from sfumato.data.folder import ImageFolder
 from sfumato.data.release import Provenance, Samples, write_release
 from sfumato.errors import PrivacyRefusal, UserError
@@ -33,6 +34,9 @@ from sfumato.privacy.statement import PrivacyStatement
 from sfumato.report.render import write_internal
 from sfumato.workflows import Report as Report
 from sfumato.workflows import Work, workflow
+
+DRAWN = "drawn"
+"""Sub-folder of a run for pictures of releases that are not written yet."""
 
 RDP_ORDERS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
@@ -263,6 +267,7 @@ def draw(
     report: Report = silent,
     *,
     hardware: Hardware | None = None,
+    keep: Path | None = None,
 ) -> Samples:
     """Samples `count` images, in the class shares of the settings. Free: post-processing.
 
@@ -273,9 +278,11 @@ def draw(
         seed: public; another seed gives other images.
         report: progress.
         hardware: where to compute.
+        keep: folder of this drawing and no other; if it is cut off, the same call goes on from what is there.
     """
-    config = run.config
-    found = workflow(config.method).draw(run.work, model, count, seed, report, hardware or choose_hardware())
+    config, draw = run.config, workflow(run.config.method).draw
+    with _writable(keep or run.folder):
+        found = draw(run.work, model, count, seed, report, hardware or choose_hardware(), keep)
     return Samples(
         pixels=found.pixels,
         labels=found.labels,
@@ -319,6 +326,25 @@ def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> P
     return out
 
 
+def make_release(
+    run: Run, model: Any, count: int, seed: int, out: Path, report: Report = silent, *, hardware: Hardware | None = None
+) -> Path:
+    """Draws images and publishes them. Cut off, the same call goes on: what was drawn is kept until it is published.
+
+    Raises:
+        UserError: `out` is occupied, or cannot be written.
+    """
+    check_new(out)
+    keep = _drawn(run, count, seed)
+    publish(run, draw(run, model, count, seed, report, hardware=hardware, keep=keep), out, report)
+    shutil.rmtree(keep)
+    return out
+
+
+def _drawn(run: Run, count: int, seed: int) -> Path:
+    return run.folder / DRAWN / f"{count}-{seed}"
+
+
 def _note(run: Run, out: Path) -> None:
     """Enters a complete release on the ledger, if it is not there yet, and tells of it in the run folder."""
     run.ledger.release(run.run_id, json.loads((out / "privacy.json").read_text())["release_id"])
@@ -335,8 +361,9 @@ def finish(run: Run, report: Report = silent, *, hardware: Hardware | None = Non
     out = Path(release)
     if (out / "DONE").exists():
         _note(run, out)  # a crash may have come between the folder and its line
+        shutil.rmtree(_drawn(run, run.config.count, run.config.seed), ignore_errors=True)
     else:
-        publish(run, draw(run, model, run.config.count, run.config.seed, report, hardware=hardware), out, report)
+        make_release(run, model, run.config.count, run.config.seed, out, report, hardware=hardware)
     write_json(run.folder / "DONE", {"release": release}, mode=0o600)
     return out
 
@@ -356,7 +383,7 @@ def clean(run: Run, everything: bool) -> str:
             f"The run in {run.folder} is not finished, and cleaning would end it: finish it with sfumato resume, or "
             "remove it with --all."
         )
-    for name in ("private", "touches"):
+    for name in ("private", "touches", DRAWN):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     return f"Removed decoded pixels and checkpoints of run {run_id}; the model and the ledger stay."
 

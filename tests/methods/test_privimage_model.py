@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sfumato.hardware import Hardware
-from sfumato.methods.denoising import Shape, network_of
+from sfumato.methods import privimage_model
+from sfumato.methods.denoising import Shape, draw_pictures, network_of
+from sfumato.methods.labelcheck import LabelCheck
 from sfumato.methods.privimage_model import PrivImageModel, guides_of, model_name
 from sfumato.methods.prototypes import Prototypes
 from sfumato.nets.ddpmpp import DDPMppShape
 from sfumato.nets.diffusion import Sampler
+from sfumato.nets.scattering import ScatteringClassifier
 from sfumato.nets.unet import UNetShape
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -39,6 +43,26 @@ def test_saved_and_loaded_it_draws_the_same(shape: Shape, prototypes: Prototypes
     assert pictures.dtype == torch.uint8
     assert torch.equal(pictures, torch.cat(list(other.sample(labels, 5, CPU, batch=5))))
     assert not torch.equal(pictures, torch.cat(list(other.sample(labels, 6, CPU, batch=5))))
+
+
+def test_cut_off_it_goes_on_with_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a label check and with pictures of the class models, which draw from the same stream of chance."""
+    check = LabelCheck(ScatteringClassifier((1, 8, 8), 2).requires_grad_(False), tries=3)
+    torch.nn.init.normal_(check.classifier.head.weight, generator=torch.Generator().manual_seed(0))
+    one, labels, calls = replace(model(GUIDED, PROTOTYPES, 0.5), check=check), torch.arange(30) % 2, []
+
+    def counted(*given: Any) -> torch.Tensor:
+        calls.append(given)
+        return draw_pictures(*given)
+
+    monkeypatch.setattr(privimage_model, "draw_pictures", counted)
+    whole = torch.cat(list(one.sample(labels, 5, CPU, batch=5)))
+    needed = len(calls)
+    begun = one.sample(labels, 5, CPU, batch=5, keep=tmp_path / "drawn")
+    for _ in range(3):
+        next(begun)
+    assert torch.equal(torch.cat(list(one.sample(labels, 5, CPU, batch=5, keep=tmp_path / "drawn"))), whole)
+    assert len(calls) == 2 * needed > 2 * len(labels) / 5
 
 
 def test_a_share_of_the_pictures_comes_from_the_class_models() -> None:

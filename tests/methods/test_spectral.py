@@ -130,6 +130,14 @@ def test_tokens_are_released_under_the_class_that_they_show(tmp_path: Path) -> N
     model.save(trial.folder)
     assert torch.equal(drawn(model), drawn(SpectralModel.load(trial.folder, not_private=True)))
 
+    # Cut off and called again it draws the same, what waits for its place included.
+    keep, labels = trial.folder / "drawn", torch.arange(40) % 2
+    begun = model.sample(labels, 0, CPU, batch=4, keep=keep)
+    assert torch.equal(torch.cat([next(begun) for _ in range(5)]), drawn(model, count=40)[:20])
+    first = {file: file.stat().st_mtime_ns for file in keep.iterdir()}
+    assert torch.equal(torch.cat(list(model.sample(labels, 0, CPU, batch=4, keep=keep))), drawn(model, count=40))
+    assert first.items() < {file: file.stat().st_mtime_ns for file in keep.iterdir()}.items()
+
 
 def test_the_label_check_sees_nothing_fine() -> None:
     """What a block's mean does not tell is not in the picture that the classifier is shown."""

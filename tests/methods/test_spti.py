@@ -170,7 +170,7 @@ def test_images_of_winners_then_further_ones(tmp_path: Path) -> None:
     won = population.candidates.images(population.numbers)
     opened = Models(config, models)
 
-    def images(count: int, own: bool) -> np.ndarray:
+    def images(count: int, own: bool, keep: Path | None = None) -> np.ndarray:
         parts = images_of(
             population,
             population.places(count, 1),
@@ -178,6 +178,7 @@ def test_images_of_winners_then_further_ones(tmp_path: Path) -> None:
             as_they_are=own,
             part=5,
             finish=lambda images: to_size(images, None, (24, 40)) if count > 8 else images,
+            keep=keep,
         )
         return np.concatenate(list(parts))
 
@@ -186,6 +187,11 @@ def test_images_of_winners_then_further_ones(tmp_path: Path) -> None:
     made = len(models["images"].prompts)
     assert images(20, True).shape == (20, 3, 24, 40)
     assert models["images"].prompts[made:] == (population.texts * 3)[8:20]
+    kept = images(20, True, tmp_path / "drawn")
+    assert np.array_equal(kept, images(20, True))
+    asked = len(models["images"].prompts)
+    assert np.array_equal(kept, images(20, True, tmp_path / "drawn"))
+    assert len(models["images"].prompts) == asked  # nothing is drawn twice
     models["images"].refuses = population.texts[0]
     assert np.array_equal(images(8, False)[0], won[0])  # what cannot be drawn again is replaced by what won
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from sfumato._files import write_json
 from sfumato.errors import UserError
-from sfumato.methods.candidates import Candidates, Numbers
+from sfumato.methods.candidates import Candidates, Flags, Numbers
+from sfumato.methods.parts import Parts
 from sfumato.pretrained.interfaces import Images, Upscaler
 from sfumato.pretrained.renders import Renders
 
@@ -120,6 +122,7 @@ def images_of(
     as_they_are: bool,
     part: int,
     finish: Callable[[Images], Images],
+    keep: Path | None = None,
 ) -> Iterator[Images]:
     """Images of survivors, part by part: their own where they are asked for the first time, else new ones.
 
@@ -131,26 +134,38 @@ def images_of(
         as_they_are: whether the first image of a survivor is the very one that won.
         part: images at a time.
         finish: what is done to every image last (`to_size`).
+        keep: folder where parts are kept, not to be made again when this is called again.
     """
+    parts = Parts(keep)
     first = np.zeros(len(places), dtype=np.bool_)
     first[np.unique(places, return_index=True)[1]] = as_they_are and population.drawn
+
+    def made(begin: int) -> torch.Tensor:
+        asked, own = places[begin : begin + part], first[begin : begin + part]
+        images = finish(_images(population, asked, own, lambda some: more(some, begin)))
+        return torch.from_numpy(np.ascontiguousarray(images))
+
     for begin in range(0, len(places), part):
-        asked, own = places[begin : begin + part], first[begin : begin + part].copy()
-        renders = None
-        if not own.all():
-            renders = more(asked[~own], begin)
-            if population.drawn:
-                own[np.flatnonzero(~own)[~renders.made]] = True
-            made = renders.images[renders.made] if population.drawn else renders.images
-        if own.any():
-            kept = population.candidates.images(population.numbers[asked[own]])
-            images = np.empty((len(asked), *kept.shape[1:]), np.uint8)
-            images[own] = kept
-        if renders is not None and not own.all():
-            if not own.any():
-                images = np.empty((len(asked), *made.shape[1:]), np.uint8)
-            images[~own] = made
-        yield finish(images)
+        yield parts.next(len(places[begin : begin + part]), partial(made, begin)).numpy()
+
+
+def _images(population: Population, asked: Numbers, own: Flags, more: Callable[[Numbers], Renders]) -> Images:
+    """Images of the survivors `asked`: their own where `own` says so, or where no new one could be made."""
+    own, renders = own.copy(), None
+    if not own.all():
+        renders = more(asked[~own])
+        if population.drawn:
+            own[np.flatnonzero(~own)[~renders.made]] = True
+        made = renders.images[renders.made] if population.drawn else renders.images
+    if own.any():
+        kept = population.candidates.images(population.numbers[asked[own]])
+        images = np.empty((len(asked), *kept.shape[1:]), np.uint8)
+        images[own] = kept
+    if renders is not None and not own.all():
+        if not own.any():
+            images = np.empty((len(asked), *made.shape[1:]), np.uint8)
+        images[~own] = made
+    return images
 
 
 def to_size(images: Images, upscaler: Upscaler | None, size: Sequence[int] | None) -> Images:

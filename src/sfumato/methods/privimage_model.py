@@ -16,6 +16,7 @@ from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
 from sfumato.methods.denoising import Image, Network, Shape, View, draw_pictures, network_of
 from sfumato.methods.labelcheck import LabelCheck
+from sfumato.methods.parts import Parts
 from sfumato.methods.prototypes import Prototypes
 from sfumato.nets.diffusion import Sampler
 
@@ -42,9 +43,15 @@ class PrivImageModel:
     mixed: float
     not_private: bool
 
-    def sample(self, labels: Tensor, seed: int, hardware: Hardware, batch: int = 500) -> Iterator[Tensor]:
-        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted."""
+    def sample(
+        self, labels: Tensor, seed: int, hardware: Hardware, batch: int = 500, keep: Path | None = None
+    ) -> Iterator[Tensor]:
+        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted.
+
+        What is drawn is kept in the folder `keep`, if there is one, and not drawn again when this is called again.
+        """
         generator = torch.Generator().manual_seed(seed)
+        parts = Parts(keep, generator)
         network, guides = self.network.to(hardware.device), guides_of(self.prototypes, self.network.shape)
         if guides is not None:
             guides = guides.to(hardware.device, memory_format=torch.channels_last)
@@ -59,9 +66,12 @@ class PrivImageModel:
                 )
             return ((pictures + 1) * 127.5).round().to(torch.uint8)
 
+        def drawn(part: Tensor) -> Tensor:
+            return parts.next(len(part), lambda: draw(part))
+
         sorter = self.check.sorter() if self.check is not None else None
         for part in torch.split(labels, batch):
-            yield draw(part) if sorter is None else sorter.fill(part, draw)
+            yield drawn(part) if sorter is None else sorter.fill(part, drawn)
 
     def save(self, folder: Path) -> None:
         """Writes `model.safetensors`; a run with test noise is NOT PRIVATE in name and metadata."""

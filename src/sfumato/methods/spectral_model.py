@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from sfumato.methods.coarse import condition_of
 from sfumato.methods.detail import Detail, DiffusedDetail, ExampleDetail, TokenDetail, UpscaledDetail, enlarged
 from sfumato.methods.examples import Examples
 from sfumato.methods.labelcheck import LabelCheck
+from sfumato.methods.parts import Parts
 from sfumato.methods.privimage_model import model_name
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.tokens import PublicModel, new_model
@@ -51,17 +53,20 @@ class SpectralModel:
     check: LabelCheck | None
     not_private: bool
 
-    def sample(self, labels: Tensor, seed: int, hardware: Hardware, batch: int = BATCH) -> Iterator[Tensor]:
+    def sample(
+        self, labels: Tensor, seed: int, hardware: Hardware, batch: int = BATCH, keep: Path | None = None
+    ) -> Iterator[Tensor]:
         """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted.
 
-        They are larger than the run's images where the settings say so (`enlarge`).
+        They are larger than the run's images where the settings say so (`enlarge`). What is drawn is kept in the folder
+        `keep`, if there is one, and not drawn again when this is called again.
 
         Raises:
             UserError: an upscaler of the zoo has not been pulled.
         """
         generator, detail = torch.Generator().manual_seed(seed), self.detail()
         larger = upscaler(self.config.enlarge) if self.config.enlarge else None
-        device, precision = hardware
+        parts, (device, precision) = Parts(keep, generator), hardware
         network = self.coarse.to(device)
 
         def draw(part: Tensor) -> Tensor:
@@ -69,13 +74,19 @@ class SpectralModel:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 return generate(network, told, generator, taste=self.config.sampler.taste())
 
+        def drawn(part: Tensor) -> Tensor:
+            return parts.next(len(part), lambda: draw(part))
+
+        def finished(tokens: Tensor, told: Tensor) -> Tensor:
+            pictures = detail.pictures(tokens, told, generator, hardware)
+            return enlarged(pictures, larger) if larger else pictures
+
         sorter = self.check.sorter(self.public.tokenizer.thumbnail) if self.check is not None else None
         for part in torch.split(labels, batch):
-            tokens = draw(part) if sorter is None else sorter.fill(part, lambda some: draw(some).cpu()).to(device)
+            tokens = drawn(part) if sorter is None else sorter.fill(part, drawn)
             with_text = self.public.network.condition.kind == "text"
             told = condition_of(network.condition, part, self.vectors) if with_text else torch.full_like(part, -1)
-            pictures = detail.pictures(tokens, told, generator, hardware)
-            yield enlarged(pictures, larger) if larger else pictures
+            yield parts.next(len(part), partial(finished, tokens, told))
 
     def detail(self) -> Detail:
         """The detail stage that the settings ask for."""

@@ -83,8 +83,17 @@ class Workflow(Protocol):
     def load(self, work: Work, not_private: bool) -> Any:
         """The model that `fit` saved."""
 
-    def draw(self, work: Work, model: Any, count: int, seed: int, report: Report, hardware: Hardware) -> Drawn:
-        """`count` images in the class shares of the settings; free."""
+    def draw(
+        self,
+        work: Work,
+        model: Any,
+        count: int,
+        seed: int,
+        report: Report,
+        hardware: Hardware,
+        keep: Path | None,
+    ) -> Drawn:
+        """`count` images in the class shares of the settings; free. Parts are kept in the folder `keep`, if any."""
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """What of the world outside went into the run, a sentence each."""

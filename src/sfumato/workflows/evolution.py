@@ -73,7 +73,16 @@ class EvolutionWorkflow:
         """Reads the survivors."""
         return Population.load(work.folder, not_private)
 
-    def draw(self, work: Work, model: Population, count: int, seed: int, report: Report, hardware: Hardware) -> Drawn:
+    def draw(
+        self,
+        work: Work,
+        model: Population,
+        count: int,
+        seed: int,
+        report: Report,
+        hardware: Hardware,
+        keep: Path | None,
+    ) -> Drawn:
         """The images that won, then further ones; with another seed than the run's, further ones only."""
         config, settings, models = work.config, self.settings(work.config), self.models(work)
         classes = config.classes or ()
@@ -88,7 +97,7 @@ class EvolutionWorkflow:
         upscaler = models["upscaler"] if settings.upscaler else None
         finish = partial(to_size, upscaler=upscaler, size=settings.release_size)
         own = seed == config.seed
-        parts = images_of(model, places, more, as_they_are=own, part=settings.part, finish=finish)
+        parts = images_of(model, places, more, as_they_are=own, part=settings.part, finish=finish, keep=keep)
         pixels = gathered(parts, count, report)
         texts = [model.texts[place] for place in places]
         return Drawn(pixels, model.labels[places] if classes else None, texts if any(texts) else None)

@@ -85,11 +85,19 @@ class PrivImageWorkflow:
         return PrivImageModel.load(work.folder, not_private, shape)
 
     def draw(
-        self, work: Work, model: PrivImageModel, count: int, seed: int, report: Report, hardware: Hardware
+        self,
+        work: Work,
+        model: PrivImageModel,
+        count: int,
+        seed: int,
+        report: Report,
+        hardware: Hardware,
+        keep: Path | None,
     ) -> Drawn:
         """Samples the network."""
         labels = labels_of(work, count, seed)
-        pixels = gathered((part.numpy() for part in model.sample(labels.clamp(min=0), seed, hardware)), count, report)
+        parts = model.sample(labels.clamp(min=0), seed, hardware, keep=keep)
+        pixels = gathered((part.numpy() for part in parts), count, report)
         return Drawn(pixels, labels.numpy() if work.config.classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:

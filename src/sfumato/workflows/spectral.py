@@ -65,11 +65,19 @@ class SpectralWorkflow:
         return SpectralModel.load(work.folder, not_private)
 
     def draw(
-        self, work: Work, model: SpectralModel, count: int, seed: int, report: Report, hardware: Hardware
+        self,
+        work: Work,
+        model: SpectralModel,
+        count: int,
+        seed: int,
+        report: Report,
+        hardware: Hardware,
+        keep: Path | None,
     ) -> Drawn:
         """Samples coarse tokens and adds detail."""
         labels = labels_of(work, count, seed)
-        pixels = gathered((part.numpy() for part in model.sample(labels, seed, hardware)), count, report)
+        parts = model.sample(labels, seed, hardware, keep=keep)
+        pixels = gathered((part.numpy() for part in parts), count, report)
         return Drawn(pixels, labels.numpy() if work.config.classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
