@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from sfumato.hardware import Hardware, choose_hardware
 from sfumato.methods.coarse import CoarseLearner, set_sizes
 from sfumato.methods.denoising import Schedule
 from sfumato.methods.detail import Floor, floor_of, floors, upscaled, whole
+from sfumato.methods.open_training import train_openly
 from sfumato.methods.spectral_model import SpectralModel, untrained, upscaler
 from sfumato.methods.spectral_settings import FINE_TUNING, SpectralConfig
 from sfumato.methods.superresolution import lessons
@@ -39,9 +41,11 @@ from sfumato.speed import READ_PER_SECOND, with_check
 from sfumato.workflows.spectral import public_side
 
 _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
-_PICTURES = 32  # drawn in a trial
-MOST_PICTURES = 400
-"""Public images that the floor is measured on."""
+_DRAWN = 2.0  # pictures drawn for one that is released, where a label check sorts them; as on Fashion-MNIST
+_PATIENCE = 4.0  # seconds of a trial
+_PICTURES = 32  # drawn in a trial, at most
+MOST_PICTURES, MOST_VALUES = 400, 2**24
+"""Public images that the floor is measured on; fewer, where they are large."""
 
 
 class SpectralSpeed(NamedTuple):
@@ -53,8 +57,8 @@ class SpectralSpeed(NamedTuple):
         rows_per_second: of private training, all cores, tokenising included.
         public_seconds: of the public stage.
         warm_seconds: of the warm start.
-        check_seconds: of the label check's training.
-        pictures_per_second: of sampling.
+        check_seconds: of the label check: its training, and its judging of what is drawn.
+        pictures_per_second: of sampling, as far as they are released.
     """
 
     trained: Trained
@@ -191,25 +195,39 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
         seed=0,
         hardware=hardware,
     )
-    count = method.chunk
-    rows = Rows(
-        torch.randint(0, 256, (count, *image), dtype=torch.uint8),
-        torch.zeros(count, dtype=torch.long) if config.classes else torch.full((count,), -1),
-        torch.ones(count, dtype=torch.bool),
-        Draws(bytes(32), "speed trial", 0, [bytes(16)] * count),
-    )
-    touch = method.training_request(size).at(1.0)
-    with contextlib.closing(Crew(learner, touch, count, hardware.precision)) as crew:
-        rows_per_second = crew.rows_per_second(rows, chunks=2)
-    labels = rows.labels[:1].repeat(_PICTURES)
-    drawing = _seconds(lambda: list(model.sample(labels, 0, hardware, batch=_PICTURES)))
+    touch, label = method.training_request(size).at(1.0), 0 if config.classes else -1
+
+    def training(count: int) -> float:
+        rows = Rows(
+            torch.randint(0, 256, (count, *image), dtype=torch.uint8),
+            torch.full((count,), label),
+            torch.ones(count, dtype=torch.bool),
+            Draws(bytes(32), "speed trial", 0, [bytes(16)] * count),
+        )
+        with contextlib.closing(Crew(learner, touch, count, hardware.precision)) as crew:
+            return count / crew.rows_per_second(rows, chunks=2 if count > 1 else 1)
+
+    def drawing(count: int) -> float:
+        return _seconds(lambda: list(model.sample(torch.full((count,), label), 0, hardware, batch=count)))
+
+    seconds = _per_row(training, method.chunk)
+    pictures = 1 / _per_row(drawing, _PICTURES)
     public = _public_seconds(method, model, hardware)
-    warm = method.warm_steps * method.warm_batch / rows_per_second if method.warm_share else 0.0
+    warm = method.warm_steps * method.warm_batch * seconds if method.warm_share else 0.0
     checking = 0.0
     if method.check.spent(len(config.classes or ())):
-        seconds = _seconds(lambda: _judged(model, rows.images))
-        checking = method.check.steps * method.check.expected_batch(size) * seconds / count
-    return SpectralSpeed(trained, sizes[trained], rows_per_second, public, warm, checking, _PICTURES / drawing)
+        images = torch.randint(0, 256, (_PICTURES, *image), dtype=torch.uint8)
+        judged = method.check.steps * method.check.expected_batch(size) + _DRAWN * config.count
+        checking = judged * _seconds(lambda: _judged(model, images)) / _PICTURES
+        pictures /= _DRAWN
+    return SpectralSpeed(trained, sizes[trained], 1 / seconds, public, warm, checking, pictures)
+
+
+def _per_row(seconds: Callable[[int], float], most: int) -> float:
+    """Seconds a row, tried on as many rows as patience allows, at most `most`."""
+    one = seconds(1)
+    count = min(most, max(1, int(_PATIENCE / one)))
+    return one if count == 1 else seconds(count) / count
 
 
 @torch.no_grad()
@@ -222,37 +240,36 @@ def _judged(model: SpectralModel, images: torch.Tensor) -> torch.Tensor:
 
 
 def _public_seconds(method: SpectralConfig, model: SpectralModel, hardware: Hardware) -> float:
-    """Of all public trainings, from one step of each kind."""
-    public, tokens = model.public, model.public.network.length
-    learning = method.pretraining
-    pictures = torch.randint(0, 256, (method.tokenizer.batch, *model.image), dtype=torch.uint8)
-    some = torch.randint(method.vocabulary, (learning.batch, tokens))
-    nothing = public.network.condition.nothing(learning.batch)
+    """Of all public trainings, from a step of each kind."""
+    public, learning = model.public, method.pretraining
 
-    def step(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> float:
-        module.requires_grad_(True)
+    def of(module: torch.nn.Module, steps: int, batch: int, rows: Callable[[int], tuple[torch.Tensor, ...]]) -> float:
+        def step(count: int) -> float:
+            given = [rows(count)]
+            return _seconds(lambda: list(train_openly(module, given, 1, 1e-6, hardware, chunk=count)))
 
-        def once() -> None:
-            with torch.autocast(hardware.device.type, torch.bfloat16, enabled=hardware.precision == "bf16"):
-                value = loss().mean()
-            torch.autograd.backward(value)
+        return steps * batch * _per_row(step, min(batch, method.chunk)) if steps else 0.0
 
-        seconds = _seconds(once)
-        module.requires_grad_(False)
-        return seconds
+    def pictures(count: int) -> torch.Tensor:
+        return torch.randint(0, 256, (count, *model.image), dtype=torch.uint8)
 
-    tokenizer = step(public.tokenizer.cpu(), lambda: public.tokenizer.losses(pictures))
-    network = public.network.cpu()
-    all_scales = step(network, lambda: network.losses(some, nothing))
-    coarse = step(network, lambda: network.losses(some[:, : network.tokens], nothing))
-    mixed = learning.coarse_share * coarse + (1 - learning.coarse_share) * all_scales
-    seconds = method.decoder_steps * tokenizer + learning.steps * mixed
+    def lines(length: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randint(method.vocabulary, (count, length)), public.network.condition.nothing(count)
+
+    seconds = of(public.tokenizer, method.decoder_steps, method.tokenizer.batch, lambda count: (pictures(count),))
+    coarse, whole_length = public.network.tokens, public.network.length
+    shares = {coarse: learning.coarse_share, whole_length: 1 - learning.coarse_share}
+    for length, share in shares.items() if coarse < whole_length else [(coarse, 1.0)]:
+        seconds += share * of(public.network, learning.steps, learning.batch, partial(lines, length))
     if (resolver := public.resolver) is not None:
         settings = method.superresolution
-        thumbnails = avg_pool2d(pictures.float(), 1 << method.levels)
-        here = Hardware(torch.device("cpu"), hardware.precision)
-        lesson = next(lessons(settings, resolver.cpu(), pictures, thumbnails, torch.Generator(), here))
-        seconds += settings.steps * step(resolver, lambda: lesson(resolver))
+
+        def lesson(count: int) -> tuple[torch.Tensor, ...]:
+            some = pictures(count)
+            small = avg_pool2d(some.float(), 1 << method.levels)
+            return next(lessons(settings.model_copy(update={"batch": count}), resolver, some, small, torch.Generator()))
+
+        seconds += of(resolver, settings.steps, settings.batch, lesson)
     return seconds
 
 
@@ -302,12 +319,12 @@ def _reach(config: RunConfig, hardware: Hardware) -> tuple[list[Floor], list[Sca
     assert config.public is not None
     images = config.public.images()
     images.check()
-    known = to_facts(images.identities())
-    side = public_side(config, Path(), known)
-    pixels = side.read().pixels
+    side = public_side(config, Path(), to_facts(images.identities()))
+    pixels = images.read(config.image.spec()).pixels
     unseen = ~seen_in_training(len(pixels))  # or examples would be found again
-    pictures = torch.from_numpy(pixels[unseen] if unseen.sum() > 1 else pixels)[:MOST_PICTURES]
-    found = list(floors(pictures))
+    most = min(MOST_PICTURES, max(2, MOST_VALUES // pixels[0].size))
+    pictures = torch.from_numpy(pixels[unseen] if unseen.sum() > 1 else pixels)[:most]
+    found = list(floors(pictures, max(4, config.spectral.levels)))
     told = Condition() if side.embed is None else Condition("text", side.embed(("",)).shape[1])
     file = side.cache / cache_name(config.spectral, told, side.facts, config.seed)
     model = load_public_model(config.spectral, config.image.spec().shape, told, file)

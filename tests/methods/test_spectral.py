@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,7 @@ def test_from_public_images_to_samples(tmp_path: Path, texts: bool, detail: str)
     assert list(dict.fromkeys(trial.stages)) == [
         "codebooks of public images",
         *(["decoder of public images"] if detail == "diffusion" else []),
+        "tokens of public images",
         "pretraining on public tokens",
         *(["super-resolution of public images"] if detail == "diffusion" else []),
         "noisy sum of the coarse band",
@@ -187,8 +189,12 @@ def test_a_lost_beginning_is_not_made_up(tmp_path: Path) -> None:
     trial = Trial(tmp_path / "run")
     with pytest.raises(Killed):
         trial.fit(kill="private training")
+    shutil.rmtree(trial.folder / "cache")
+    (trial.folder / PUBLIC_MODEL).unlink()
+    with pytest.raises(PrivacyRefusal, match="tokens that this run began with"):
+        trial.fit()
     (trial.folder / START).unlink()
-    with pytest.raises(PrivacyRefusal, match="began with"):
+    with pytest.raises(PrivacyRefusal, match="training began with"):
         trial.fit()
 
 

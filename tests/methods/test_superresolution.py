@@ -11,9 +11,9 @@ from tests.methods.spectral_parts import CPU
 from torch import Tensor
 
 from sfumato.methods.denoising import to_bands
+from sfumato.methods.open_training import train_openly
 from sfumato.methods.spectral_settings import SuperResolutionConfig
 from sfumato.methods.superresolution import SuperResolver, lessons
-from sfumato.methods.tokens import _minimised
 
 IMAGE = (1, 16, 16)
 
@@ -39,8 +39,8 @@ def test_it_restores_what_public_images_have() -> None:
     config = settings()
     model = resolver(config)
     pictures, coarse = textured(300, seed=1)
-    batches = lessons(config, model, pictures, coarse, torch.Generator().manual_seed(0), CPU)
-    assert list(_minimised(model, batches, config.steps, config.rate, CPU))[-1] == config.steps
+    batches = lessons(config, model, pictures, coarse, torch.Generator().manual_seed(0))
+    assert list(train_openly(model, batches, config.steps, config.rate, CPU, chunk=config.batch))[-1] == config.steps
     true, small = textured(20, seed=2)
     made = model.draw(small, torch.Generator().manual_seed(0), CPU, 8)
     assert made.shape == (20, *IMAGE)

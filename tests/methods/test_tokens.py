@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from tests.methods.spectral_parts import CPU, IMAGE, TINY, config, known, pictures
 from torch import Tensor
 
-from sfumato.methods.tokens import cache_name, encoded, new_model, public_model, seen_in_training
+from sfumato.methods import open_training
+from sfumato.methods.tokens import (
+    Progress,
+    PublicModel,
+    cache_name,
+    encoded,
+    new_model,
+    public_model,
+    seen_in_training,
+)
 from sfumato.nets.autoregressive import Condition
 
 TEXT = Condition("text", 5)
@@ -111,6 +122,50 @@ def test_found_again(tmp_path: Path) -> None:
     files[0].unlink()
     learn(*files)
     assert calls == 2
+    assert all(torch.equal(value, load_file(files[1])[name]) for name, value in first.items())  # mended
+
+
+@pytest.mark.parametrize("detail", ["tokens", "diffusion"])
+def test_a_public_stage_that_was_cut_off_goes_on(detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off at every step of every training, it becomes what it would have been, and makes no step twice."""
+    monkeypatch.setattr(open_training, "EVERY", 0.0)
+    made: list[tuple[str, int]] = []
+    trainings = ["decoder of public images", "pretraining on public tokens"]
+    if detail == "diffusion":
+        trainings.append("super-resolution of public images")
+
+    def cut(stage: str, step: int, of: int) -> None:
+        if stage in trainings:
+            made.append((stage, step))
+            if step < of:
+                raise InterruptedError
+
+    def learn(progress: Progress, *files: Path) -> PublicModel:
+        read = lambda: (pictures(60), None)  # noqa: E731
+        settings = config(detail=detail)
+        return public_model(settings, IMAGE, read, Condition(), seed=0, hardware=CPU, files=files, progress=progress)
+
+    found = None
+    while found is None:
+        with contextlib.suppress(InterruptedError):
+            found = learn(cut, tmp_path / "run.safetensors")
+    whole = learn(lambda *_: None).state()
+    assert found.state().keys() == whole.keys()
+    assert all(torch.equal(value, found.state()[name]) for name, value in whole.items())
+    settings = config(detail=detail)
+    steps = (settings.decoder_steps, settings.pretraining.steps, settings.superresolution.steps)
+    assert made == [(stage, step) for stage, of in zip(trainings, steps, strict=False) for step in range(1, of + 1)]
+    assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+def test_rows_at_a_time_change_memory_only() -> None:
+    few, many = (
+        public_model(
+            config(chunk=chunk), IMAGE, lambda: (pictures(60), None), Condition(), seed=0, hardware=CPU
+        ).network.state_dict()
+        for chunk in (3, 8)
+    )
+    assert all(torch.allclose(value, many[name], atol=1e-5) for name, value in few.items())
 
 
 def test_a_cache_knows_what_decides_a_model() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.report.given import facts
 
 from sfumato.report.croissant import croissant
-from sfumato.report.facts import ReleaseFacts
+from sfumato.report.facts import PIECES, SEEN, ReleaseFacts
 
 # Of the Croissant RAI vocabulary 1.0 (MLCommons), and `hasSyntheticData` of 1.1.
 VOCABULARY = {
@@ -47,6 +47,16 @@ def test_the_responsible_fields_are_of_the_vocabulary_and_say_what_is_promised()
         assert found[name], name
     assert len(found["dataAnnotationProtocol"]) == 2  # type: ignore[arg-type]
     assert "dataAnnotationProtocol" not in responsible(facts(counts={}))
+
+
+def test_the_responsible_fields_say_who_made_the_images_and_whose_word_the_labels_are() -> None:
+    drawn, pieced = responsible(facts()), responsible(facts(statement={"released": {"detail": PIECES, "labels": SEEN}}))
+    fields = ("dataCollection", "dataLimitations", "dataAnnotationProtocol")
+    for name, text in zip(fields, ("drawn by a model", "Details are invented", "asked to show"), strict=True):
+        assert text in str(drawn[name])
+        assert text not in str(pieced[name])
+    for name, text in zip(fields, ("from pieces of public", "those of public images", "classifier"), strict=True):
+        assert text in str(pieced[name])
 
 
 @pytest.mark.parametrize("some", [facts(), facts(counts={}, texts=True)], ids=["labels", "captions"])

@@ -13,7 +13,7 @@ from tests.report.given import NASTY, SHEET, Page, facts
 from tests.report.test_evaluation import facts as measured
 
 from sfumato.report.evaluation import NOTICE
-from sfumato.report.facts import Curve, InternalFacts, ReleaseFacts, RunFacts
+from sfumato.report.facts import PIECES, SEEN, Curve, InternalFacts, ReleaseFacts, RunFacts
 from sfumato.report.render import render_card, render_internal, render_report
 
 INSIDE = InternalFacts(
@@ -60,6 +60,19 @@ def test_the_report_shows_statement_counts_and_picture() -> None:
     assert whole.count("Not covered:") == 2  # the statement itself is complete
     assert "48 \N{MULTIPLICATION SIGN} 32 pixels, colour" in page.text
     assert "1\N{NARROW NO-BREAK SPACE}200" in page.text
+
+
+def test_the_pages_say_who_made_the_images_and_whose_word_the_labels_are() -> None:
+    drawn, pieced = facts(), facts(statement={"released": {"detail": PIECES, "labels": SEEN}})
+    for render in (lambda some: Page(report(some)).text, render_card):
+        page, joined = (" ".join(render(some).split()) for some in (drawn, pieced))
+        assert "drawn by a model" in page
+        assert "Details are invented" in page
+        assert "labels are those the images were asked to show" in page
+        assert "put together from pieces of public images" in joined
+        assert "Details are those of public images" in joined
+        assert "sees in the images" in joined
+        assert not any(text in joined for text in ("drawn by a model", "invented", "asked to show"))
 
 
 def test_what_an_attacker_gains_is_said_in_words() -> None:

@@ -60,6 +60,9 @@ def test_a_whole_run(private: Path, public: Path, tmp_path: Path) -> None:
     assert statement["released"]["spectral"]["trained"] in ("full", "lora", "norms", "head")
     page = (out / "report.html").read_text()
     assert METHODS["spectral"] in page
+    for told in (page, (out / "README.md").read_text(), (out / "croissant.json").read_text()):
+        assert "put together from pieces of public images" in told
+        assert "drawn by a model" not in told
     assert str(tmp_path) not in page + json.dumps(statement)
     assert len(list(out.rglob("*.png"))) == 12
     again = run.draw(begun, run.load_model(begun), 7, seed=3)
@@ -119,6 +122,29 @@ def test_what_is_missing_is_said_before_anything_is_spent(private: Path, public:
     with pytest.raises(UserError, match="pull"):  # the tests' own home holds no models
         run.prepare(config, private, tmp_path / "out", tmp_path / "out.run", plan_of(config))
     assert not (tmp_path / "out.run").exists()
+
+
+def test_texts_are_learnt_from_public_classes_or_refused(private: Path, public: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, file in enumerate(sorted(public.rglob("*.png"))):
+        shutil.copy(file, flat / f"{number}.png")
+    config = validated(spectral(flat, spectral=TINY | {"condition": "text"}))
+    with pytest.raises(UserError, match="from public images with classes"):
+        run.prepare(config, private, tmp_path / "out", tmp_path / "out.run", plan_of(config))
+
+
+def test_forecast_counts_what_the_label_check_draws_and_judges(public: Path) -> None:
+    def minutes(share: float, count: int) -> tuple[SpectralSpeed, float]:
+        method = TINY | {"detail": "lanczos", "check": {"share": share, "steps": 2, "batch": 16}}
+        found = forecast_spectral(validated(spectral(public, spectral=method, count=count)), choose_hardware("cpu"))
+        return found.speed, found.total_minutes
+
+    plain, _ = minutes(0.0, 100)
+    few, _ = minutes(0.1, 100)
+    many, total = minutes(0.1, 100_000)
+    assert plain.check_seconds == 0 < 20 * few.check_seconds < many.check_seconds
+    assert 60 * total > 100_000 / many.pictures_per_second + many.check_seconds
 
 
 def test_forecast(public: Path) -> None:

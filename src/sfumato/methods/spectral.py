@@ -36,11 +36,12 @@ from sfumato.hardware import Hardware
 from sfumato.methods.coarse import CoarseLearner, coarse_network, condition_of, set_sizes
 from sfumato.methods.denoising import Schedule
 from sfumato.methods.labelcheck import LABEL_CHECK, learn_check
+from sfumato.methods.open_training import train_openly
 from sfumato.methods.privimage_model import stamped
 from sfumato.methods.spectral_model import SpectralModel, empty_coarse
 from sfumato.methods.spectral_settings import FINE_TUNING, RATES, WARM_START, Image, SpectralConfig
 from sfumato.methods.tilting import CoarseBand, warm_batches
-from sfumato.methods.tokens import Progress, PublicModel, cache_name, public_model, train_openly
+from sfumato.methods.tokens import Progress, PublicModel, cache_name, public_model
 from sfumato.nets.autoregressive import Condition, ScaleGPT
 from sfumato.pretrained.interfaces import Embeddings
 from sfumato.privacy.plan import SumTouch, TrainingTouch
@@ -97,7 +98,8 @@ def fit(
     pictures = functools.cache(public.read)
     # 1. Public stage.
     vectors = None if public.embed is None else torch.from_numpy(public.embed(public.names))
-    known = learn_from_public(config, image, public, pictures, seed, hardware, progress)
+    begun = (public.folder / stamped(START, not session.noise.private)).exists()
+    known = learn_from_public(config, image, public, pictures, seed, hardware, progress, begun)
     condition = config.condition_of(len(public.names), 0 if vectors is None else vectors.shape[1])
     sizes = set_sizes(coarse_network(known.network, condition), config.rank)
     trained = config.trained_set(session.plan.epsilon, session.plan.delta, size, sizes)
@@ -160,16 +162,24 @@ def learn_from_public(
     seed: int,
     hardware: Hardware,
     progress: Progress,
+    begun: bool,
 ) -> PublicModel:
-    """What public images teach: the run's own, a cached one, or learnt now."""
+    """What public images teach: the run's own, a cached one, or learnt now.
+
+    Raises:
+        PrivacyRefusal: private training has `begun`, and the tokens that it began with are gone: others may differ.
+    """
     embed = public.embed
     told = Condition() if embed is None else Condition("text", embed(("",)).shape[1])
 
     def read() -> tuple[NDArray[np.uint8], Tensor | None]:
+        if begun:
+            raise PrivacyRefusal(f"The tokens that this run began with are missing ({files[0]}); start a new run.")
         found = pictures()
         if embed is None or found.labels is None:
             return found.pixels, None
-        return found.pixels, torch.from_numpy(embed(found.classes)[found.labels])
+        names = [name.rpartition("/")[2] for name in found.classes]  # without the name of one set among several
+        return found.pixels, torch.from_numpy(embed(names)[found.labels])
 
     files = public.folder / PUBLIC_MODEL, public.cache / cache_name(config, told, public.facts, seed)
     return public_model(config, image, read, told, seed=seed, hardware=hardware, files=files, progress=progress)
@@ -215,7 +225,8 @@ def _warm_started(
             config.warm_batch,
             torch.Generator().manual_seed(seed),
         )
-        for step in train_openly(network, batches, config.warm_steps, config.warm_rate, hardware):
+        steps, rate = config.warm_steps, config.warm_rate
+        for step in train_openly(network, batches, steps, rate, hardware, chunk=config.chunk):
             progress("warm-up on images that lie there", step, config.warm_steps)
     facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
     write_atomic(file, save({k: v.contiguous() for k, v in network.state_dict().items()}, facts), mode=0o600)

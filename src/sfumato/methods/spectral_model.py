@@ -24,8 +24,10 @@ from sfumato.methods.privimage_model import model_name
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.tokens import PublicModel, new_model
 from sfumato.nets.autoregressive import Condition, ScaleGPT, generate
+from sfumato.pretrained.backends import open_model
 from sfumato.pretrained.interfaces import Upscaler
 from sfumato.pretrained.lanczos import Lanczos
+from sfumato.pretrained.wall import for_released
 
 BATCH = 100
 """Pictures drawn at once."""
@@ -158,13 +160,11 @@ def untrained(config: SpectralConfig, image: Image, condition: Condition) -> Spe
 
 
 def upscaler(name: str) -> Upscaler:
-    """The upscaler called `name`: "lanczos", or one of the zoo.
+    """The upscaler called `name`: "lanczos", one of the zoo, or `backend:NAME` (see `open_model`).
 
     Raises:
-        UserError: there is none of this name, or it has not been pulled.
+        UserError: there is none of this name, it has not been pulled, or it is no upscaler.
     """
     if name == "lanczos":
         return Lanczos()
-    from sfumato.pretrained import zoo
-
-    return zoo.load_upscaler(name)
+    return for_released(open_model(name if ":" in name else f"offline:{name}", "upscaler"))

@@ -46,7 +46,8 @@ PRESETS = MappingProxyType(
             "clip_norm": 0.1,
             "warm_share": 0.0,
             "tokenizer": {"width": 512, "layers": 8, "heads": 8, "steps": 100_000, "batch": 256},
-            "pretraining": {"steps": 300_000, "batch": 512, "rate": 3e-4, "coarse_share": 0.25},
+            "pretraining": {"steps": 300_000, "batch": 512, "rate": 3e-4},
+            "chunk": 16,
             "detail": "realesrgan-x4plus",
         },
     }
@@ -186,15 +187,16 @@ class SpectralConfig(BaseModel):
         warm_rate: its learning rate.
         warm_source: "public" chooses public images that look like the private ones in the coarse band, "model" draws
             from the released class models, "auto" decides by how many public images are left.
-        chunk: records per forward pass; changes speed and memory only.
+        chunk: images per forward pass, public and private; changes speed and memory only.
         check: the private classifier that says which class a thumbnail shows.
         sampler: how coarse tokens are drawn.
         detail: "examples" for pieces of public images, "diffusion" for super-resolution learnt from them, "tokens" for
-            detail scales behind the coarse tokens, "lanczos", or an upscaler of the zoo.
+            detail scales behind the coarse tokens, "lanczos", an upscaler of the zoo, or one of `diffusers`
+            ("huggingface:NAME").
         examples: of "examples".
         superresolution: of "diffusion".
         detail_sampler: how detail tokens are drawn.
-        enlarge: what makes released images larger than the run's shape: None, "lanczos" or an upscaler of the zoo.
+        enlarge: what makes released images larger than the run's shape: None, "lanczos" or an upscaler as in `detail`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -8,7 +8,7 @@ token, detail falls apart into the tokens' patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -89,9 +89,8 @@ def lessons(
     pictures: Tensor,
     coarse: Tensor,
     generator: torch.Generator,
-    hardware: Hardware,
-) -> Iterator[Callable[[nn.Module], Tensor]]:
-    """Losses of batches without end, each a function of the resolver; measures the spread first.
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches without end, as `SuperResolver.losses` takes them; measures the spread first.
 
     Args:
         config: settings.
@@ -99,7 +98,6 @@ def lessons(
         pictures: public, uint8 `(N, C, H, W)`.
         coarse: what is left of them, `(N, C, h, w)`, 0 to 255.
         generator: public.
-        hardware: where to compute.
     """
     resolver.measure(pictures[:_MEASURED], coarse[:_MEASURED])
     channels, height, width = resolver.image
@@ -107,5 +105,4 @@ def lessons(
         chosen = torch.randint(len(pictures), (config.batch,), generator=generator)
         normal = torch.randn(config.batch, 4 * channels, height // 2, width // 2, generator=generator)
         level = training_levels(torch.randn(config.batch, generator=generator))
-        batch = [part.to(hardware.device) for part in (pictures[chosen], coarse[chosen], normal, level)]
-        yield lambda model, batch=batch: model.losses(*batch)  # type: ignore[misc]
+        yield pictures[chosen], coarse[chosen], normal, level

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 
 from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
-from sfumato.methods.denoising import Schedule
 from sfumato.methods.examples import Examples
+from sfumato.methods.open_training import Checkpoint, train_openly
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.superresolution import SuperResolver, lessons
 from sfumato.nets.autoregressive import Condition, ScaleGPT
@@ -33,6 +34,7 @@ Progress = Callable[[str, int, int], None]
 HELD_OUT, MOST_HELD_OUT = 10, 500
 """Every so many public images is kept from the training, up to a number, to report errors on."""
 
+UNFINISHED = "public-model.unfinished.safetensors"
 ENCODED = 256  # images tokenised at once
 _VERSION = "3"  # of the recipe, in the name of what is cached
 
@@ -113,6 +115,8 @@ def public_model(
 ) -> PublicModel:
     """The model of a public set: read from the first of `files` that has it, else trained; then in all of them.
 
+    What a training that is cut off has learnt is kept beside the first of them.
+
     Args:
         config: settings.
         image: `(C, H, W)`.
@@ -124,16 +128,17 @@ def public_model(
         files: the run's own copy, and one that further runs on the same public set find.
         progress: told (stage, steps done, steps in all).
     """
-    found = next(
-        (model for file in files if (model := load_public_model(config, image, condition, file)) is not None), None
-    )
+    known = {file: load_public_model(config, image, condition, file) for file in files}
+    found = next((model for model in known.values() if model is not None), None)
+    unfinished = files[0].with_name(UNFINISHED) if files else None
     if found is None:
         pixels, vectors = read()
-        found = _learnt(config, image, pixels, vectors, condition, seed, hardware, progress)
-    for file in files:
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomic(file, save(found.state()), 0o600)
+        found = _learnt(config, image, pixels, vectors, condition, seed, hardware, progress, unfinished)
+    for file in (file for file, model in known.items() if model is None):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(file, save(found.state()), 0o600)
+    if unfinished is not None:
+        unfinished.unlink(missing_ok=True)
     return found
 
 
@@ -168,43 +173,39 @@ def _learnt(
     seed: int,
     hardware: Hardware,
     progress: Progress,
+    unfinished: Path | None,
 ) -> PublicModel:
     made, generator = new_model(config, image, condition, seed), torch.Generator().manual_seed(seed)
+    tokenizer, network, resolver = made.tokenizer, made.network, made.resolver
     shown = np.flatnonzero(seen_in_training(len(pixels)))
     pictures = torch.from_numpy(pixels[shown])
-    for scale in make_codebooks(config, made.tokenizer, pictures, generator):
-        progress("codebooks of public images", scale, made.tokenizer.shape.scales)
-    for step in train_decoder(config, made.tokenizer, pictures, generator, hardware):
-        progress("decoder of public images", step, config.decoder_steps)
-    tokens = encoded(made.tokenizer, pictures, made.network.scales)
-    told = None if vectors is None else vectors[torch.from_numpy(shown)]
-    batches = _token_batches(config, made.network, tokens, told, generator)
-    settings = config.pretraining
-    for step in train_openly(made.network, batches, settings.steps, settings.rate, hardware):
-        progress("pretraining on public tokens", step, settings.steps)
+    checkpoint = Checkpoint(unfinished, dict(made._parts()), generator)
+    learn = partial(train_openly, hardware=hardware, chunk=config.chunk, checkpoint=checkpoint)
+    if checkpoint.opens(stage := "codebooks of public images"):
+        for scale in make_codebooks(config, tokenizer, pictures, generator):
+            progress(stage, scale, tokenizer.shape.scales)
+        checkpoint.closes()
+    if checkpoint.opens(stage := "decoder of public images"):
+        batches = _picture_batches(config, pictures, generator)
+        for step in learn(tokenizer, batches, config.decoder_steps, config.tokenizer.rate):
+            progress(stage, step, config.decoder_steps)
+        checkpoint.closes()
+    tokens = encoded(tokenizer, pictures, network.scales, partial(progress, "tokens of public images"))
+    if checkpoint.opens(stage := "pretraining on public tokens"):
+        told = None if vectors is None else vectors[torch.from_numpy(shown)]
+        lines, settings = _token_batches(config, network, tokens, told, generator), config.pretraining
+        for step in learn(network, lines, settings.steps, settings.rate):
+            progress(stage, step, settings.steps)
+        checkpoint.closes()
     if config.detail == "examples":
-        few = Examples.among(pictures, tokens, config.examples.count, generator)
-        made = replace(made, examples=few)
-    if made.resolver is not None:
-        for step in _train_resolver(config, made.resolver, made.tokenizer, pictures, tokens, generator, hardware):
-            progress("super-resolution of public images", step, config.superresolution.steps)
+        made = replace(made, examples=Examples.among(pictures, tokens, config.examples.count, generator))
+    if resolver is not None and checkpoint.opens(stage := "super-resolution of public images"):
+        coarse = torch.cat([tokenizer.decode(part).cpu() for part in torch.split(tokens, ENCODED)])
+        finer = config.superresolution
+        for step in learn(resolver, lessons(finer, resolver, pictures, coarse, generator), finer.steps, finer.rate):
+            progress(stage, step, finer.steps)
+        checkpoint.closes()
     return made
-
-
-def _train_resolver(
-    config: SpectralConfig,
-    resolver: SuperResolver,
-    tokenizer: Tokenizer,
-    pictures: Tensor,
-    tokens: Tensor,
-    generator: torch.Generator,
-    hardware: Hardware,
-) -> Iterator[int]:
-    """Yields steps; `tokens` are the coarse ones of the pictures."""
-    settings = config.superresolution
-    coarse = torch.cat([tokenizer.decode(part).cpu() for part in torch.split(tokens, ENCODED)])
-    losses = lessons(settings, resolver, pictures, coarse, generator, hardware)
-    yield from _minimised(resolver, losses, settings.steps, settings.rate, hardware)
 
 
 def seen_in_training(count: int) -> NDArray[np.bool_]:
@@ -229,23 +230,24 @@ def make_codebooks(
         yield scale + 1
 
 
-def train_decoder(
-    config: SpectralConfig, tokenizer: Tokenizer, pictures: Tensor, generator: torch.Generator, hardware: Hardware
-) -> Iterator[int]:
-    """The tokenizer's decoder, where it is used, by squared error; yields steps."""
-    settings = config.tokenizer
+def encoded(
+    tokenizer: Tokenizer,
+    pictures: Tensor,
+    scales: int | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Tensor:
+    """Tokens of many pictures, int64 `(N, tokens)`; `progress` is told (pictures done, pictures in all)."""
+    found = []
+    for begin in range(0, len(pictures), ENCODED):
+        found.append(tokenizer.encode(pictures[begin : begin + ENCODED], scales))
+        progress(min(begin + ENCODED, len(pictures)), len(pictures))
+    return torch.cat(found)
 
-    def losses() -> Iterator[Callable[[nn.Module], Tensor]]:
-        while True:
-            chosen = pictures[torch.randint(len(pictures), (settings.batch,), generator=generator)]
-            yield lambda model, chosen=chosen: model.losses(chosen.to(hardware.device))  # type: ignore[misc]
 
-    yield from _minimised(tokenizer, losses(), config.decoder_steps, settings.rate, hardware)
-
-
-def encoded(tokenizer: Tokenizer, pictures: Tensor, scales: int | None = None) -> Tensor:
-    """Tokens of many pictures, int64 `(N, tokens)`."""
-    return torch.cat([tokenizer.encode(part, scales) for part in torch.split(pictures, ENCODED)])
+def _picture_batches(config: SpectralConfig, pictures: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor]]:
+    """For the decoder."""
+    while True:
+        yield (pictures[torch.randint(len(pictures), (config.tokenizer.batch,), generator=generator)],)
 
 
 def _token_batches(
@@ -261,51 +263,3 @@ def _token_batches(
             hidden = torch.rand(len(chosen), generator=generator) < settings.label_dropout
             condition = torch.where(hidden[:, None], condition, told[chosen])
         yield tokens[chosen, : network.tokens if coarse else network.length], condition
-
-
-def train_openly(
-    network: ScaleGPT, batches: Iterable[tuple[Tensor, Tensor]], steps: int, rate: float, hardware: Hardware
-) -> Iterator[int]:
-    """Ordinary training, without privacy, on tokens of public or released pictures; yields steps, from 1.
-
-    Args:
-        network: frozen before and after.
-        batches: tokens `(B, T)` and conditions; at least `steps`.
-        steps: of Adam.
-        rate: its peak.
-        hardware: where to compute.
-    """
-
-    def losses() -> Iterator[Callable[[nn.Module], Tensor]]:
-        for batch in batches:
-            tokens, condition = (value.to(hardware.device) for value in batch)
-            yield lambda model, tokens=tokens, condition=condition: model.losses(tokens, condition)  # type: ignore[misc]
-
-    yield from _minimised(network, losses(), steps, rate, hardware)
-
-
-def _minimised(
-    model: nn.Module,
-    losses: Iterable[Callable[[nn.Module], Tensor]],
-    steps: int,
-    rate: float,
-    hardware: Hardware,
-) -> Iterator[int]:
-    """AdamW; leaves the model where it was, frozen."""
-    if not steps:
-        return
-    device, precision = hardware
-    model.to(device).requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = Schedule(rate, steps, warm_up=min(20, max(1, steps // 10)), final=0.05)
-    for step, loss in zip(range(1, steps + 1), losses, strict=False):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            value = loss(model).mean()
-        optimizer.param_groups[0]["lr"] = schedule(step)
-        optimizer.zero_grad()
-        torch.autograd.backward(value)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step == steps:
-            model.to("cpu").requires_grad_(False)
-        yield step

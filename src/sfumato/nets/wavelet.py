@@ -62,6 +62,14 @@ def haar_scales(images: Tensor, levels: int) -> tuple[Tensor, ...]:
     return (images, *reversed(details))
 
 
+def haar_approximation(images: Tensor, levels: int) -> Tensor:
+    """The first of `haar_scales`, `(..., C, H/2^levels, W/2^levels)`; no finer band is formed on the way."""
+    for _ in range(levels):
+        images = images[..., 0::2, :] + images[..., 1::2, :]
+        images = (images[..., 0::2] + images[..., 1::2]) / 2
+    return images
+
+
 def inverse_haar_scales(scales: Sequence[Tensor]) -> Tensor:
     """Inverse of `haar_scales`.
 

@@ -122,13 +122,13 @@ def croissant(facts: ReleaseFacts, metadata_sha256: str) -> dict[str, Any]:
 def _responsibly(facts: ReleaseFacts) -> dict[str, Any]:
     """The fields for responsible AI, as far as they apply to images that nobody took."""
     annotations = [
-        *["A label is the class that was asked for when the image was made; nobody looked at it."] * bool(facts.counts),
+        *[f"Nobody looked at the images: {facts.labels}."] * bool(facts.counts),
         *["A caption is the text from which the image was made; nobody looked at it."] * facts.texts,
     ]
     maker = f"Sfumato {facts.version} ({facts.method_name})"
     return {
         "rai:hasSyntheticData": True,
-        "rai:dataCollection": f"Nothing was collected: {maker} drew the images.",
+        "rai:dataCollection": f"Nothing was collected: every image was {facts.origin}, by {maker}.",
         "rai:dataCollectionType": ["Software Collection"],
         "rai:dataCollectionMissingData": (
             "Private images that could not be read contributed nothing; whether there were any is not told."
@@ -149,7 +149,7 @@ def _responsibly(facts: ReleaseFacts) -> dict[str, Any]:
             "Not for conclusions about single people, nor for decisions about them.",
         ],
         "rai:dataLimitations": [
-            "Details are invented, rare things may be missing, and labels and captions are those asked for.",
+            f"{facts.details.capitalize()}, and rare things may be missing.",
             *(f"Not covered by the guarantee: {item}" for item in facts.not_covered),
         ],
         "rai:dataBiases": [
@@ -157,7 +157,7 @@ def _responsibly(facts: ReleaseFacts) -> dict[str, Any]:
             "Noise hides small groups first: rare kinds of images may be drawn worse, or not at all.",
         ],
         "rai:dataSocialImpact": (
-            "Images can be shared without sharing those of any person. They may still resemble somebody by chance, and "
+            "Images can be shared without sharing the private ones. They may still resemble somebody by chance, and "
             "what is true of the private images as a whole remains visible."
         ),
         "rai:personalSensitiveInformation": [" ".join(facts.sentences)],

@@ -32,6 +32,9 @@ METHODS = {
 AUDITS = {"audit.json": "Attacks on the guarantee", "attack.json": "Attacks on the release"}
 TOUCHES = {"histogram": "noisy histogram", "sum": "noisy sum", "training": "private training"}
 
+PIECES, SEEN = "pieces of public images", "seen by a private classifier"
+"""Values of "detail" and "labels" among what a run releases, where they are not what one expects of a model."""
+
 
 class Share(NamedTuple):
     """A touch's part of the budget, which is counted in units of mu^2: these add up, epsilons do not.
@@ -186,6 +189,27 @@ class ReleaseFacts:
     def rounds(self) -> list[dict[str, Any]]:
         """What each round of votes released; empty for methods without rounds."""
         return list(self._released.get("rounds") or [])
+
+    @property
+    def origin(self) -> str:
+        """Who made the images, after "every image was"."""
+        if self._released.get("detail") == PIECES:
+            return "put together from pieces of public images, as a model of the private ones says"
+        return "drawn by a model"
+
+    @property
+    def details(self) -> str:
+        """Where the images' details are from, as a clause."""
+        return (
+            "details are those of public images" if self._released.get("detail") == PIECES else "details are invented"
+        )
+
+    @property
+    def labels(self) -> str:
+        """What labels mean, as a clause."""
+        if self._released.get("labels") == SEEN:
+            return "labels say what a classifier, which learnt under the guarantee, sees in the images"
+        return "labels are those the images were asked to show"
 
     @property
     def _released(self) -> Mapping[str, Any]:

@@ -10,13 +10,20 @@ from torch import Tensor
 
 from sfumato._files import write_json
 from sfumato.config import RunConfig
+from sfumato.methods.labelcheck import LabelCheckConfig
 from sfumato.methods.privimage_model import stamped
 from sfumato.methods.shares import CLASS_SHARES, ballots, labels_by, request, shares_from
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
+from sfumato.report.facts import SEEN
 from sfumato.workflows import Work
 
 _FILE = "class-shares.json"
+
+
+def checked_labels(check: LabelCheckConfig, config: RunConfig) -> dict[str, str]:
+    """What a release says of its labels, if a label check gave them."""
+    return {"labels": SEEN} if check.spent(len(config.classes or ())) else {}
 
 
 def share_requests(config: RunConfig) -> tuple[Request, ...]:

@@ -17,7 +17,7 @@ from sfumato.methods.semantic import public_classes
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
 from sfumato.workflows import Drawn, Report, Work, gathered
-from sfumato.workflows.labels import bought_shares, buy_shares, labels_of, share_requests
+from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, labels_of, share_requests
 
 
 class PrivImageWorkflow:
@@ -118,7 +118,10 @@ class PrivImageWorkflow:
         """Which public classes stand for which private class, with their noisy votes."""
         chosen = read_selection(work.folder, not_private)
         names = work.config.classes or ("all images",)
-        found = {"public_classes": {names[int(number)]: row for number, row in chosen.items()}} if chosen else {}
+        found: dict[str, Any] = (
+            {"public_classes": {names[int(number)]: row for number, row in chosen.items()}} if chosen else {}
+        )
+        found |= checked_labels(work.config.privimage.check, work.config)
         return found | ({"class_shares": bought} if (bought := bought_shares(work)) else {})
 
 

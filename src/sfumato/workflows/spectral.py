@@ -11,6 +11,7 @@ from typing import Any
 from sfumato._home import home
 from sfumato.config import RunConfig
 from sfumato.data.public import PublicIdentity, to_facts
+from sfumato.errors import UserError
 from sfumato.hardware import Hardware
 from sfumato.methods import spectral
 from sfumato.methods.privimage_model import stamped
@@ -19,8 +20,9 @@ from sfumato.methods.spectral_model import SpectralModel, upscaler
 from sfumato.pretrained.interfaces import Identity, TextEmbedder
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
+from sfumato.report.facts import PIECES
 from sfumato.workflows import Drawn, Report, Work, gathered
-from sfumato.workflows.labels import bought_shares, buy_shares, labels_of, share_requests
+from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, labels_of, share_requests
 
 
 class SpectralWorkflow:
@@ -35,12 +37,18 @@ class SpectralWorkflow:
         """Hashes the public folders, and opens the pretrained models that the settings name.
 
         Raises:
-            UserError: a public folder is missing, empty or overlaps another folder; or a model has not been pulled.
+            UserError: a public folder is missing, empty or overlaps another folder; a model has not been pulled; or
+                public images have no classes, and texts are to be told.
         """
         config = work.config
         assert config.public is not None
         images = config.public.images()
         images.check(private, others)
+        if config.spectral.condition == "text" and config.classes and not images.classes():
+            raise UserError(
+                "spectral.condition: text learns what the names of classes mean from public images with classes, and "
+                "these have none. Give them class sub-folders, or set spectral.condition to class."
+            )
         return {"public": to_facts(images.identities()), "models": pretrained_models(config)}
 
     def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> SpectralModel:
@@ -90,9 +98,12 @@ class SpectralWorkflow:
         return *learnt, *(copied if detail == "examples" else ()), *work.facts["models"]
 
     def released(self, work: Work, not_private: bool) -> dict[str, Any]:
-        """How much of the model private training moved, and how well tokens keep public images."""
+        """How much of the model private training moved, how well tokens keep public images, what images are made of."""
         file = work.folder / stamped(NOTES, not_private)
-        found = {"spectral": json.loads(file.read_text())} if file.exists() else {}
+        found: dict[str, Any] = {"spectral": json.loads(file.read_text())} if file.exists() else {}
+        if work.config.spectral.detail == "examples":
+            found["detail"] = PIECES
+        found |= checked_labels(work.config.spectral.check, work.config)
         return found | ({"class_shares": bought} if (bought := bought_shares(work)) else {})
 
 

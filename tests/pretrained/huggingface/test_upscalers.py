@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from tests.methods.spectral_parts import CPU
+from tests.methods.spectral_parts import config as tiny
 from tests.pretrained.huggingface.conftest import Saved
 
 from sfumato.errors import UserError
+from sfumato.methods.spectral_model import untrained, upscaler
+from sfumato.nets.autoregressive import Condition
 from sfumato.pretrained.huggingface import load
 from sfumato.pretrained.interfaces import Images, Upscaler
 
@@ -36,6 +41,20 @@ def test_settings_matter(saved: Saved, images: Images) -> None:
     ]
     for other in results[1:]:
         assert (results[0] != other).any()
+
+
+def test_spectral_takes_them(saved: Saved) -> None:
+    """As its detail stage, and to enlarge what it releases."""
+    config = tiny(detail="lanczos", enlarge=f"huggingface:{saved('x2')}")
+    (large,) = untrained(config, (3, 8, 8), Condition()).sample(torch.full((2,), -1), 0, CPU)
+    assert large.shape == (2, 3, 16, 16)
+    config = tiny(detail=f"huggingface:{saved('x2')}")
+    (detailed,) = untrained(config, (3, 8, 8), Condition()).sample(torch.full((2,), -1), 0, CPU)
+    assert detailed.shape == (2, 3, 8, 8)
+    with pytest.raises(UserError, match="no upscaler that Sfumato knows"):
+        upscaler(f"huggingface:{saved('sdxl')}")
+    with pytest.raises(UserError, match="There is no model"):
+        upscaler("nothing-like-it")
 
 
 def test_what_is_no_upscaler_is_refused(saved: Saved, images: Images) -> None:
