@@ -140,31 +140,38 @@ class _Learner(NamedTuple):
 
 
 def crew_of(task: Task, precision: str) -> Crew:
-    slack = rounding_slack(2 * task.records, grouped=True)
-    touch = TrainingTouch("training", 0.1, 1, 1.0, CLIP, task.rows, slack)
+    room = 2 * task.records
+    touch = TrainingTouch("training", 0.1, 1, 1.0, CLIP, task.rows, rounding_slack(room, room), grouped=room)
     model = copy.deepcopy(task.model)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Crew(_Learner(model), touch, task.chunk, precision)  # type: ignore[arg-type]
+    return Crew(_Learner(model), touch, chunk_of(task), precision)  # type: ignore[arg-type]
 
 
-def parts_of(task: Task, number: int) -> list[tuple[Tensor, ...]]:
-    """The chunks of one of two workers."""
-    size = task.chunk * task.rows
+def chunk_of(task: Task) -> int:
+    """Records of a chunk: there is one for every core at least."""
+    return min(task.chunk, task.records // torch.get_num_threads())
+
+
+def parts_of(task: Task, number: int, workers: int) -> list[tuple[Tensor, ...]]:
+    """The chunks of one of so many workers."""
+    chunk = chunk_of(task)
+    assert task.records % chunk == 0
+    size = chunk * task.rows
     return [
-        tuple(x[i * size : (i + 1) * size] for x in task.batch) for i in range(number, task.records // task.chunk, 2)
+        tuple(x[i * size : (i + 1) * size] for x in task.batch) for i in range(number, task.records // chunk, workers)
     ]
 
 
 def ours(task: Task, precision: str) -> Callable[[], None]:
     """Our step: one replica a core."""
     crew = crew_of(task, precision)
-    present = torch.ones(task.chunk, dtype=torch.bool)
+    present, workers = torch.ones(chunk_of(task), dtype=torch.bool), len(crew._engines)
     first, few = crew._engines[0], tuple(x[: 8 * task.rows] for x in task.batch)
     first.examine(lambda: task.loss(first.model, *few), len(few[0]) // task.rows)  # as private training does it
 
     def work(number: int, engine: Any) -> None:
-        for part in parts_of(task, number):
+        for part in parts_of(task, number, workers):
             engine.add(lambda part=part: task.loss(engine.model, *part), present)
 
     return lambda: consume(crew._sum(work))
@@ -176,7 +183,7 @@ def plain_replicas(task: Task, precision: str) -> Callable[[], None]:
 
     def work(number: int, engine: Any) -> None:
         engine.model.zero_grad()
-        for part in parts_of(task, number):
+        for part in parts_of(task, number, len(crew._engines)):
             with autocast(precision):
                 losses = task.loss(engine.model, *part)
             losses.float().mean().backward()

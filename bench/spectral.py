@@ -134,7 +134,8 @@ def _rows(count: int, each: int) -> Rows:
 
 def _records_per_second(learner: Any, chunk: int, draws: int) -> float:
     batch = SpectralConfig().batch
-    touch = TrainingTouch("cost", 0.1, 1, 1.0, 1.0, draws, SpectralConfig().training_request(PRIVATE).slack)
+    asked = SpectralConfig().training_request(PRIVATE)
+    touch = TrainingTouch("cost", 0.1, 1, 1.0, 1.0, draws, asked.slack, grouped=asked.grouped)
     assert batch >= chunk
     with contextlib.closing(Crew(learner, touch, chunk, choose_hardware("cpu").precision)) as crew:
         return crew.rows_per_second(_rows(chunk, draws), chunks=4) / draws

@@ -26,8 +26,8 @@ def load(folder: Path) -> ctypes.CDLL | None:
     """The library in `folder`; None where there is none, or one of other sources than lie there now."""
     try:
         found = ctypes.CDLL(str(folder / "_kernels.so"))
-    except OSError:
+        found.sources.restype = ctypes.c_char_p
+    except (OSError, AttributeError):  # AttributeError: an older library without `sources`
         return None
-    found.sources.restype = ctypes.c_char_p
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*.?pp")))).hexdigest()
     return found if found.sources().decode() == digest else None

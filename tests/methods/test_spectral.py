@@ -41,7 +41,7 @@ def touches(settings: SpectralConfig) -> tuple[Touch, ...]:
     found: list[Touch] = [SumTouch(WARM_START, 1.0, 2, 2.0)] if settings.warm_share else []
     if settings.check.spent(2):
         found.append(TrainingTouch(LABEL_CHECK, 0.5, settings.check.steps, 0.1, 1.0, 1, 1e-6))
-    return *found, TrainingTouch(FINE_TUNING, 0.4, settings.steps, 2.0, 1.0, 1, request.slack)
+    return *found, TrainingTouch(FINE_TUNING, 0.4, settings.steps, 2.0, 1.0, 1, request.slack, grouped=request.grouped)
 
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from sfumato.nets.autoregressive import Condition, Taste
 from sfumato.nets.tokenizer import TokenizerShape
 from sfumato.nets.transformer import TransformerShape
 from sfumato.privacy.accounting import gaussian_mu
-from sfumato.privacy.gradients.engine import rounding_slack
+from sfumato.privacy.gradients.engine import groupable, rounding_slack
 from sfumato.privacy.plan import Request, SumRequest, TrainingRequest
 
 WARM_START, FINE_TUNING = "warm start", "fine-tuning"
@@ -313,8 +313,9 @@ class SpectralConfig(BaseModel):
             sampling_rate=self.sampling_rate(size),
             steps=self.steps,
             clip_norm=self.clip_norm,
-            slack=rounding_slack(self.batch, grouped=True),
+            slack=rounding_slack(self.batch, groupable(self.batch)),
             clipping=self.clipping,
+            grouped=groupable(self.batch),
         )
 
     def trained_set(self, epsilon: float, delta: float, size: int | None, parameters: dict[Trained, int]) -> Trained:

@@ -112,6 +112,7 @@ class TrainingTouch:
         rows: draws of one record whose mean loss is differentiated.
         slack: how far rounding may take the computed share of a record beyond `clip_norm`, relative; in [0, 1).
         clipping: rule that scales a gradient into the ball of radius `clip_norm`.
+        grouped: records of a step that may be added up in groups in single precision; `slack` covers it.
     """
 
     name: str
@@ -122,6 +123,7 @@ class TrainingTouch:
     rows: int
     slack: float
     clipping: Clipping = "automatic"
+    grouped: int = 0
 
     kind: ClassVar[str] = "training"
 
@@ -134,6 +136,7 @@ class TrainingTouch:
             raise UserError(f"slack is {self.slack!r}; it must be at least 0 and below 1.")
         if self.clipping not in get_args(Clipping):
             raise UserError(f"clipping is {self.clipping!r}; it must be flat or automatic.")
+        normalise(self, grouped=0 if self.grouped == 0 else whole("grouped", self.grouped))
 
     @property
     def attempts(self) -> int:
@@ -201,6 +204,7 @@ class TrainingRequest:
     rows: int = 1
     slack: float = 1e-6
     clipping: Clipping = "automatic"
+    grouped: int = 0
     share: float | None = None
 
     def at(self, noise: float) -> TrainingTouch:

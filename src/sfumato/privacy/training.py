@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from sfumato.errors import UserError
+from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.privacy.gradients.engine import ClippedGradients, Clipping
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import PrivateRecords, Rows
@@ -199,6 +199,7 @@ class Crew:
         on_processor = next(learner.model.parameters()).device.type == "cpu"
         workers = workers or (torch.get_num_threads() if on_processor else 1)
         self._learner, self._touch, self._chunk = learner, touch, chunk
+        self._room = touch.grouped // processes
         self._threads, self._examined = torch.get_num_threads(), False
         # The same threads for all steps: each thread has a heap of its own, and new ones would add up.
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -210,7 +211,7 @@ class Crew:
                     learner.model if number == 0 else copy.deepcopy(learner.model),
                     clipping,
                     rows=touch.rows,
-                    slack=touch.slack / workers / processes,
+                    grouped=touch.grouped > 0,
                     precision=precision,
                     beside=self._engines[0] if number else None,
                 )
@@ -230,27 +231,32 @@ class Crew:
             engine.model.load_state_dict(weights)
 
         def work(number: int, engine: ClippedGradients) -> None:
-            share = chosen[self._places(number, len(chosen))]
-            for rows, _ in records._chunks(share, self._chunk, self._touch.rows, self._touch.name, attempt):
-                self._add(engine, rows)
+            share, crew = chosen[self._places(number, len(chosen))], len(self._engines)
+            chunks = records._chunks(share, self._chunk, self._touch.rows, self._touch.name, attempt)
+            for turn, (rows, _) in enumerate(chunks):
+                so_far = (turn * crew + number + 1) * self._chunk  # records in the chunks of all engines up to this one
+                self._add(engine, rows, min(so_far, len(chosen)) <= self._room)
 
         while True:
             try:
                 self._examine(records, attempt, chosen)
                 return self._sum(work)
-            except torch.OutOfMemoryError:
-                if self._chunk == 1:
+            except (MemoryError, RuntimeError) as error:
+                if self._chunk == 1 or not _out_of_memory(error):
                     raise
                 self._chunk //= 2
+                for engine in self._engines:
+                    engine.release()
 
     def _examine(self, records: PrivateRecords, attempt: int, chosen: NDArray[np.int64]) -> None:
-        """Refuses, once, a learner in whose losses records meet."""
+        """Refuses, once, a learner in whose losses records meet, as far as a few records show it."""
         few = min(_FEW, self._chunk)
         if self._examined or not len(chosen):
             return
         (rows, _), *_ = records._chunks(chosen[:few], few, self._touch.rows, self._touch.name, attempt)
         moved, engine = rows.to(self._engines[0].device), self._engines[0]
         engine.examine(lambda: self._learner.loss(engine.model, moved), few)
+        refuse_influence(self._learner, engine.model, moved)
         self._examined = True
 
     def rows_per_second(self, rows: Rows, chunks: int = 8) -> float:
@@ -259,7 +265,7 @@ class Crew:
         def seconds(count: int) -> float:
             def work(_: int, engine: ClippedGradients) -> None:
                 for _ in range(count):
-                    self._add(engine, rows)
+                    self._add(engine, rows, self._room > 0)
 
             begun = time.perf_counter()
             self._sum(work)
@@ -289,11 +295,41 @@ class Crew:
             first.total.add_(other.total)
         return first.total
 
-    def _add(self, engine: ClippedGradients, rows: Rows) -> None:
+    def _add(self, engine: ClippedGradients, rows: Rows, room: bool) -> None:
         moved = rows.to(engine.device)
-        engine.add(lambda: self._learner.loss(engine.model, moved), moved.present)
+        engine.add(lambda: self._learner.loss(engine.model, moved), moved.present, room)
 
     def close(self) -> None:
         """Ends the threads and gives PyTorch its own back."""
         self._pool.shutdown()
         torch.set_num_threads(self._threads)
+
+
+@torch.no_grad()
+def refuse_influence(learner: Graded, model: nn.Module, rows: Rows) -> None:
+    """Refuses a loss that is another one when other records are blank: a mean over the batch, a shared generator.
+
+    Args:
+        learner: whose loss it is.
+        model: it, or a copy.
+        rows: of a few records.
+
+    Raises:
+        PrivacyRefusal: the loss of a row moved by more than a thousandth.
+    """
+    each = len(rows.labels) // len(rows.present)
+    halves = torch.tensor([record.bit_count() % 2 == 0 for record in range(len(rows.present))])
+    before = learner.loss(model, rows).float()
+    for half in (halves, ~halves):
+        others = half.repeat_interleave(each).to(rows.labels.device)
+        images = torch.where(others.view(-1, *[1] * (rows.images.dim() - 1)), 0, rows.images)
+        labels = torch.where(others, rows.labels[0], rows.labels)
+        after = learner.loss(model, rows._replace(images=images, labels=labels)).float()
+        moved = (after - before).abs() > 1e-3 * (1e-3 + before.abs() + after.abs())  # never where one is not finite
+        if bool((moved & ~others).any()):
+            raise PrivacyRefusal("The loss of a record depends on which other records are in its chunk.")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On GPUs, of NumPy, or on processors, where PyTorch has no class of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -250,7 +250,7 @@ def line(activation: Tensor, gradient: Tensor, bias: bool = True, dtype: torch.d
     return Linear(activation.contiguous(), gradient.to(dtype).contiguous(), 1, 1 + size if bias else -1)
 
 
-def added(layer: Linear, weights: Tensor, level: int, grouped: bool = False) -> Tensor:
+def added(layer: Linear, weights: Tensor, level: int, grouped: bool = False, room: bool = True) -> Tensor:
     """What `add` adds, bias and all, or puts in the place of what is there; nothing else is touched."""
     inputs, outputs = layer.activation.shape[2], layer.gradient.shape[2]
     mine = slice(1, 1 + inputs * outputs + (outputs if layer.bias_at >= 0 else 0))
@@ -259,7 +259,7 @@ def added(layer: Linear, weights: Tensor, level: int, grouped: bool = False) -> 
     for overwrite in (False, True):
         total = start.clone()
         total[mine] = math.nan if overwrite else 0.0
-        layer.add(weights, total, scratch, level, grouped, overwrite)
+        layer.add(weights, total, scratch, level, grouped, room, overwrite)
         assert scratch.intact()
         assert total[0] == start[0]
         assert torch.equal(total[-3:], start[-3:])
@@ -487,6 +487,27 @@ def test_groups_err_by_no_more_than_they_are_charged(level: int, positions: int)
     first = weights[:1].repeat(records)
     error = (added(alike, first, level, grouped=True) - rounded[0] / weights[0] * added(alike, first, level)).norm()
     assert float(error) < records * 8 * 2.0**-24
+
+
+@levels
+@pytest.mark.parametrize("nearness", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("positions", [6, 16, 18, 40])
+def test_a_share_is_formed_alike_in_a_group_and_without_room_for_one(
+    level: int, positions: int, nearness: float
+) -> None:
+    """Also where positions cancel, and rounding is most of what is left of a gradient."""
+    torch.manual_seed(0)
+    records = 20
+    activation = 1 + nearness * torch.randn(records, positions, 48)
+    signs = torch.where(torch.arange(positions) % 2 == 0, 1.0, -1.0)[None, :, None]
+    layer = line(activation, signs * (1 + nearness * torch.randn(records, positions, 40)), bias=False)
+    weights = 1 / squares_of(layer, True, level).sqrt()
+    alone = torch.stack([
+        added(Linear(layer.activation[n : n + 1], layer.gradient[n : n + 1], 1, -1), weights[n : n + 1], level, True)
+        for n in range(records)
+    ])  # fmt: skip
+    assert float((added(layer, weights, level, True, room=False) - alone.sum(0)).norm()) < records * 2.0**-22
+    assert float((added(layer, weights, level, True) - alone.sum(0)).norm()) < records * 8 * 2.0**-24
 
 
 @levels

@@ -198,14 +198,60 @@ def test_faults_that_a_pass_shows(model: nn.Module, error: type, message: str) -
 
 
 def test_parameters_of_a_caller_are_refused_where_they_have_no_layer() -> None:
-    """A layer whose weight is used around it, as in heads tied by a product, took no part itself."""
+    """A layer whose weight is used around it, as in heads tied by a product."""
 
     class Around(Trial):
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(torch.tanh(self.first(x)), self.last.weight).sum(1)
 
     model = Around(torch.tanh)
-    with pytest.raises(UserError, match="'last' took no part"):
+    with pytest.raises(PrivacyRefusal, match="'last' is used outside"):
+        ClippedGradients(model, FLAT, rows=1).add(lambda: model(torch.randn(rows, 3)), torch.ones(rows) > 0)
+
+
+class Tied(nn.Module):
+    """A head by the embedding's weight, which is called as a layer too; or a penalty on it."""
+
+    def __init__(self, penalty: bool) -> None:
+        super().__init__()
+        self.words, self.penalty = nn.Embedding(5, 3), penalty
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.words(tokens)
+        if self.penalty:
+            return h.sum((1, 2)) + self.words.weight.square().sum()
+        return F.linear(h, self.words.weight).square().sum((1, 2))
+
+
+@pytest.mark.parametrize("penalty", [False, True])
+def test_a_weight_that_is_used_outside_its_layer_is_refused(penalty: bool) -> None:
+    model, tokens = Tied(penalty), torch.randint(5, (rows, 4))
+    with pytest.raises(PrivacyRefusal, match="'weight' of layer 'words' is used outside"):
+        ClippedGradients(model, FLAT, rows=1).add(lambda: model(tokens), torch.ones(rows) > 0)
+    assert not model.words._forward_hooks
+
+
+def test_dropout_at_work_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    with pytest.raises(PrivacyRefusal, match="one generator for all records"):
+        trained_layers(model)
+    assert len(trained_layers(model.eval())) == 1
+    model[1].p = 0.0
+    assert len(trained_layers(model.train())) == 1
+
+
+def test_state_that_is_written_past_autograd_is_seen() -> None:
+    class Past(Trial):
+        def __init__(self) -> None:
+            super().__init__(torch.tanh)
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.get_buffer("seen").data.lerp_(x.detach().mean(0), 0.1)
+            return super().forward(x)
+
+    model = Past()
+    with pytest.raises(PrivacyRefusal, match="'seen' changed in forward"):
         ClippedGradients(model, FLAT, rows=1).add(lambda: model(torch.randn(rows, 3)), torch.ones(rows) > 0)
 
 

@@ -40,8 +40,9 @@ class CompiledLinear:
         scratch: kernels.Scratch,
         level: int,
         grouped: bool,
+        room: bool,
     ) -> None:
-        self._scratch, self._level, self._grouped = scratch, level, grouped
+        self._scratch, self._level, self._grouped, self._room = scratch, level, grouped, room
         activation, gradient = reading
         if activation.dtype not in (torch.float32, gradient.dtype):
             activation = activation.to(gradient.dtype)
@@ -56,7 +57,7 @@ class CompiledLinear:
         return self._linear.squares(self._gram, self._scratch, self._level)
 
     def add(self, weights: Tensor, total: Tensor, overwrite: bool = False) -> None:
-        self._linear.add(weights, total, self._scratch, self._level, self._grouped, overwrite)
+        self._linear.add(weights, total, self._scratch, self._level, self._grouped, self._room, overwrite)
 
 
 class CompiledNorm:

@@ -24,7 +24,7 @@ from sfumato.privacy.gradients.layers import FALLBACK, Workspace, by_record, pat
 from sfumato.privacy.gradients.tape import Layer, Reading
 
 KEEP = 2**28
-"""Bytes of instantiated gradients, of all layers together, that are kept from measuring to adding."""
+"""Bytes of instantiated gradients, of all layers together, that a worker keeps from measuring to adding."""
 
 _FLOOR = 2.0**-14
 """Least norm of a ghost, as a part of S, the sum over positions of |a| |g|.

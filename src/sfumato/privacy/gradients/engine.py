@@ -8,6 +8,7 @@ double-precision sum (book-keeping, Bu et al. 2023, arXiv 2210.00038).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Literal, NamedTuple
@@ -20,7 +21,16 @@ from sfumato.privacy.gradients import kernels
 from sfumato.privacy.gradients.compiled import CompiledEmbedding, CompiledLinear, CompiledNorm, as_convolution
 from sfumato.privacy.gradients.contributions import Contribution, Ghost, Instantiated, Places, choose, places_of
 from sfumato.privacy.gradients.layers import FALLBACK, Workspace, rule_of
-from sfumato.privacy.gradients.tape import Layer, Reading, refuse_meetings, taped, trained_layers
+from sfumato.privacy.gradients.tape import (
+    Layer,
+    Reading,
+    fingerprints,
+    refuse_changes,
+    refuse_meetings,
+    refuse_uses_elsewhere,
+    taped,
+    trained_layers,
+)
 from sfumato.privacy.gradients.total import Total
 
 _RAISED = 1 + 1e-9  # covers the rounding of squares, sums and roots in double precision
@@ -33,7 +43,12 @@ _REST = 1e-6
 _ERROR_PER_GROUPED = 2 * 1.01 * 8 * 2.0**-24  # at most eight records are added in float32, twice that for neighbours
 
 
-def rounding_slack(expected_batch: float, grouped: bool = False) -> float:
+def groupable(expected_batch: float) -> int:
+    """Records of a step that a plan may leave room to add in groups: ten standard deviations above the expected."""
+    return math.ceil(expected_batch + 10 * math.sqrt(expected_batch) + 10)
+
+
+def rounding_slack(expected_batch: float, grouped: int = 0) -> float:
     """The eta of a sum of about `expected_batch` records: one record moves it by at most `clip_norm (1 + eta)`.
 
     Norms are measured on the values that are added, and what follows is double precision: adding m vectors of norm
@@ -43,12 +58,10 @@ def rounding_slack(expected_batch: float, grouped: bool = False) -> float:
 
     Args:
         expected_batch: records.
-        grouped: leave room to add records in groups of at most eight in float32, each record off by at most 8 units of
-            roundoff; beyond ten standard deviations above `expected_batch` the engine adds them in double
-            precision.
+        grouped: leave room to add so many records of a step in groups of at most eight in float32, each record off by
+            at most 8 units of roundoff; further ones are added in double precision.
     """
-    room = expected_batch + 10 * math.sqrt(expected_batch) + 10 if grouped else 0.0
-    return _REST + 2.0**-52 * (4 * expected_batch + 1000) ** 2 + _ERROR_PER_GROUPED * room
+    return _REST + 2.0**-52 * (4 * expected_batch + 1000) ** 2 + _ERROR_PER_GROUPED * grouped
 
 
 class Clipping(NamedTuple):
@@ -75,7 +88,7 @@ class LayerPlan(NamedTuple):
         name, kind: of the layer.
         parameters: trained ones.
         way: "ghost", "instantiate", "compiled" (instantiated record by record by compiled code), "compiled linear",
-            "compiled norm" or "torch.func" (no rule of its own).
+            "compiled norm", "compiled embedding" or "torch.func" (no rule of its own).
         ghost, instantiate: multiply-adds a record of measuring by either way.
     """
 
@@ -96,8 +109,9 @@ class ClippedGradients:
         whose loss or gradient is not finite adds zero and leaves every other record's share as it was, bit for bit.
 
     Does not cover:
-        Losses in which rows of different records meet before the first trained layer: `trained_layers` and
-        `refuse_meetings`, in the first pass, guard against the usual causes, not against every function. Bits of
+        Losses in which rows of different records meet before the first trained layer: `trained_layers` and `examine`,
+        in the first pass, guard against the usual causes, not against every function; `Crew` compares losses beside
+        other records as well. Bits of
         another record's gradient that depend on its place in a chunk: chunks have one constant shape, which makes them
         equal on the kernels that were tested.
     """
@@ -108,7 +122,7 @@ class ClippedGradients:
         clipping: Clipping,
         *,
         rows: int,
-        slack: float = 0.0,
+        grouped: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
         beside: ClippedGradients | None = None,
     ) -> None:
@@ -118,8 +132,8 @@ class ClippedGradients:
                 has dropout.
             clipping: radius and kind.
             rows: rows of the batch that belong to one record; its loss is their mean.
-            slack: what rounding may add to a record's share, relative, as `rounding_slack` gave it for the plan:
-                decides how many records of linear layers are added in groups.
+            grouped: whether the plan left room to add records of linear layers in groups. All shares are then formed
+                as groups need it, whether a record is in one or not: none may hang on how many others there are.
             precision: `bf16` runs forward and backward under autocast; norms and sums stay in wider numbers.
             beside: the engine of another copy of the model, in another thread; it examines the model for both, and two
                 engines of a large network without compiled convolutions have one `total`.
@@ -134,7 +148,14 @@ class ClippedGradients:
         self.device = next(p.device for p in model.parameters() if p.requires_grad)
         self._level = kernels.level(precision) if self.device.type == "cpu" else 0
         self._places = places_of(self.layers)
-        self._groupable, self._added = int((slack - 2 * _REST) / _ERROR_PER_GROUPED), 0
+        for name, module, _ in self.layers if beside is None else ():
+            if rule_of(module) is FALLBACK:
+                warnings.warn(
+                    f"Layer '{name}' ({type(module).__name__}) has no gradient rule of its own: it goes through "
+                    "torch.func, which is slower.",
+                    stacklevel=2,
+                )
+        self._grouped = grouped
         self._workspace, self._scratch = Workspace(), kernels.Scratch()
         self._examined = beside is not None
         formed = any(self._formed(layer) for layer in self.layers)
@@ -156,22 +177,21 @@ class ClippedGradients:
     def reset(self) -> None:
         """Starts a new sum at zero; call it for all engines of a sum before one of them adds."""
         self.sum.reset()
-        self._added = 0
 
-    def add(self, losses: Callable[[], Tensor], present: Tensor) -> None:
+    def add(self, losses: Callable[[], Tensor], present: Tensor, room: bool = True) -> None:
         """Adds the clipped gradients of one chunk of records.
 
         Args:
             losses: runs the model and returns one loss per row, `(R rows,)`; row r belongs to record `r // rows`.
             present: `(R,)` booleans; records that merely fill the chunk to its constant shape are False.
+            room: whether records of this sum so far, these included, are no more than the plan left room to group.
         """
         if not len(present):
             return
         self._workspace.kept = 0
         readings, values = self._passes(losses, len(present))
-        self._added += len(present)
         usable = present & values.view(-1, self.rows).isfinite().all(1)
-        together, apart = self._arranged(readings)
+        together, apart = self._arranged(readings, room)
         squares = torch.zeros(len(present), dtype=torch.float64, device=self.device)
         for _, contribution in apart:
             squares += contribution.squares()
@@ -196,6 +216,10 @@ class ClippedGradients:
             with self.sum.turn(name, contribution.overwrites) as (total, overwrite):
                 contribution.add(weights, total, overwrite)
 
+    def release(self) -> None:
+        """Gives back the memory that is kept from chunk to chunk."""
+        self._workspace, self._scratch = Workspace(), kernels.Scratch()
+
     def _passes(self, losses: Callable[[], Tensor], records: int) -> tuple[dict[str, Reading], Tensor]:
         """Forward and backward; what the layers saw, and the loss of every row."""
         if not self._examined:
@@ -209,13 +233,17 @@ class ClippedGradients:
         return readings, rows.detach()
 
     def examine(self, losses: Callable[[], Tensor], records: int) -> None:
-        """Refuses a model or loss in which records meet; `add` does it once itself, but a few records suffice.
+        """Refuses a model or loss in which records meet, that remembers them, or that uses a parameter where no rule
+        sees it; `add` does it once itself, but a few records suffice.
 
         It needs about twice the memory of a later pass on as many records.
         """
         ends: dict[str, tuple[Tensor, Tensor]] = {}
+        before = fingerprints(self.model)
         with taped(self.model, self.layers, records * self.rows, ends):
             refuse_meetings(ends, self._forward(losses, records), self.rows)
+        refuse_changes(before, self.model)
+        refuse_uses_elsewhere(self.layers, lambda: self._forward(losses, records))
         self._examined = True
 
     def _forward(self, losses: Callable[[], Tensor], records: int) -> Tensor:
@@ -226,7 +254,7 @@ class ClippedGradients:
         return rows
 
     def _arranged(
-        self, readings: dict[str, Reading]
+        self, readings: dict[str, Reading], room: bool
     ) -> tuple[list[kernels.Convolution], list[tuple[str, Contribution]]]:
         """The layers that compiled code forms together, record by record; and all others, by name."""
         together = []
@@ -237,14 +265,14 @@ class ClippedGradients:
             if way == "compiled":
                 together.append(as_convolution(layer, reading, places))
             else:
-                apart.append((layer.name, self._contribution(way, layer, reading, places)))
+                apart.append((layer.name, self._contribution(way, layer, reading, places, room)))
         return together, apart
 
-    def _contribution(self, way: str, layer: Layer, reading: Reading, places: Places) -> Contribution:
+    def _contribution(self, way: str, layer: Layer, reading: Reading, places: Places, room: bool) -> Contribution:
         match way:
             case "compiled linear":
-                grouped = self._added <= self._groupable
-                return CompiledLinear(layer, reading, self.rows, places, self._scratch, self._level, grouped)
+                how = self._level, self._grouped, room
+                return CompiledLinear(layer, reading, self.rows, places, self._scratch, *how)
             case "compiled embedding":
                 return CompiledEmbedding(reading, self.rows, places, self._level)
             case "compiled norm":

@@ -205,16 +205,17 @@ class Linear(NamedTuple):
         scratch: Scratch,
         at_level: int,
         grouped: bool = False,
+        room: bool = True,
         overwrite: bool = False,
     ) -> None:
         """Adds the gradients times `weights`, `(R,)` float64, to `total` float64; weight 0 is not read.
 
         `grouped` allows to add up at most eight records of bfloat16 in float32 before they join the total, with weights
-        rounded down to float32, or with AMX to 8 bits where there are at most 16 positions; `overwrite` takes what is
-        in `total` for zero.
+        rounded down to float32, or with AMX to 8 bits where there are at most 16 positions. Without `room` each joins
+        the total alone, formed as it would be in a group. `overwrite` takes what is in `total` for zero.
         """
         weights = weights.contiguous()
-        options = (int(overwrite),) if self._single else (int(grouped), int(overwrite))
+        options = (int(overwrite),) if self._single else (int(grouped) * (1 if room else 2), int(overwrite))
         self._call("add", scratch, at_level, *options, weights, total)
 
 

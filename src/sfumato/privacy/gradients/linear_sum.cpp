@@ -7,8 +7,10 @@
 
 extern "C" {
 
-// Adds the gradients times `weights` to `total`; records of weight zero are not read. `grouped`: at most eight records
-// may be added up in float32 before they join the total. `overwrite`: what is in `total` counts as zero.
+// Adds the gradients times `weights` to `total`; records of weight zero are not read. `grouped`: 1 if at most eight
+// records may be added up in float32 before they join the total; 2 if there is no room for that any more: then each joins
+// it alone, but is formed in the same way, for no record's share may hang on how many others there are. `overwrite`: what
+// is in `total` counts as zero.
 int linear_add(int level, const Layer *layer, int64_t records, int64_t positions, int grouped, int overwrite,
                const double *weights, double *total, float *scratch);
 }
@@ -104,13 +106,13 @@ AVX512 float single_of(double weight, int bits) {
 }
 
 // Adds records one by one in double precision, or in groups in float32: each record then costs one rounding of its
-// group's sum, and weights are rounded down to float32.
-void add_weight(int level, const Layer &line, int64_t records, bool grouped, bool overwrite, const double *weights,
-                double *total, float *scratch) {
+// group's sum. Weights may be rounded down to float32.
+void add_weight(int level, const Layer &line, int64_t records, bool grouped, bool rounded, bool overwrite,
+                const double *weights, double *total, float *scratch) {
     const Shape shape(line);
     const Cut cut(shape);
     Kept kept(records, weights);
-    for (double &weight : kept.weights) weight = grouped ? double(single_of(weight, 24)) : weight;
+    for (double &weight : kept.weights) weight = rounded ? double(single_of(weight, 24)) : weight;
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
         pack_left(line, cut, gradient_of(line, kept.records[size_t(n)]), i * PANEL, into);
     };
@@ -182,11 +184,11 @@ AVX512 void pack_scaled(const Layer &line, const uint16_t *from, int64_t channel
     for (int k = 0; k < TILE; k++) _mm512_store_si512(into + k * 2 * TILE, rows[k]);
 }
 
-// Adds groups of eight records in float32, weights and all: a tile has room for 16 positions twice, and AMX sums a
-// tile's products apart before it adds them, so that each record costs one rounding of the group's sum. Weights are
-// rounded down to 8 bits.
-void add_grouped(const Layer &line, int64_t records, bool overwrite, const double *weights, double *total,
-                 float *scratch) {
+// Adds groups of so many records, at most eight, in float32, weights and all: a tile has room for 16 positions twice, and
+// AMX sums a tile's products apart before it adds them, so that each record costs one rounding of the group's sum. Weights
+// are rounded down to 8 bits.
+void add_grouped(const Layer &line, int64_t records, int64_t together, bool overwrite, const double *weights,
+                 double *total, float *scratch) {
     constexpr int64_t tile = TILE_BF16, panel = 2 * tile;
     const Kept kept(records, weights);
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
@@ -201,9 +203,9 @@ void add_grouped(const Layer &line, int64_t records, bool overwrite, const doubl
     Sum sum;
     const auto add = [&](const Span &span, const Part &part, const uint16_t *a, const uint16_t *b) {
         const int64_t count = span.count;
-        for (int64_t begin = 0; begin < count; begin += TOGETHER) {
-            part.look_ahead(begin / TOGETHER, up(count, TOGETHER) / TOGETHER, line.channels);
-            const Product product{a + begin * panel, b + begin * panel, std::min(TOGETHER, count - begin), 1, panel, 0,
+        for (int64_t begin = 0; begin < count; begin += together) {
+            part.look_ahead(begin / together, up(count, together) / together, line.channels);
+            const Product product{a + begin * panel, b + begin * panel, std::min(together, count - begin), 1, panel, 0,
                                   tile, 2 * TILE, panel, 0, tile, 2 * TILE};
             multiply_panel(2, product, part.width > TILE, part.height > TILE, group.values);
             sum.add(group.values, 1, begin == 0);
@@ -231,10 +233,10 @@ int linear_add(int level, const Layer *layer, int64_t records, int64_t positions
     if (line.weight_at < 0) return 0;
     if (grouped && groups(level, line)) {
         const Tiles tiles(level);
-        add_grouped(line, records, overwrite, weights, total, scratch);
+        add_grouped(line, records, grouped == 1 ? TOGETHER : 1, overwrite, weights, total, scratch);
     } else {
         const Tiles tiles(level, int(Cut(Shape(line)).pairs));
-        add_weight(level, line, records, grouped, overwrite, weights, total, scratch);
+        add_weight(level, line, records, grouped == 1, grouped != 0, overwrite, weights, total, scratch);
     }
     return 0;
 }

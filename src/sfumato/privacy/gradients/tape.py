@@ -39,8 +39,9 @@ def trained_layers(model: nn.Module) -> list[Layer]:
 
     Raises:
         UserError: a layer with trained parameters has an option that its rule does not know.
-        PrivacyRefusal: a parameter is shared between layers, or a module mixes records or keeps running statistics;
-            then a sum of clipped per-record gradients would not have the bounded sensitivity it is priced at.
+        PrivacyRefusal: a parameter is shared between layers, or a module mixes records, keeps running statistics or
+            drops out; then a sum of clipped per-record gradients would not have the bounded sensitivity it is priced
+            at.
     """
     layers: list[Layer] = []
     owners: Counter[int] = Counter()
@@ -49,6 +50,11 @@ def trained_layers(model: nn.Module) -> list[Layer]:
             raise PrivacyRefusal(
                 f"Layer '{name}' ({type(module).__name__}) normalises over the batch, so records would meet in it; "
                 "use a norm over one image (GroupNorm, LayerNorm) instead."
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p and module.training:
+            raise PrivacyRefusal(
+                f"Layer '{name}' ({type(module).__name__}) draws from one generator for all records; call eval(), "
+                "or take each record's own draws."
             )
         trained = tuple(key for key, value in module.named_parameters(recurse=False) if value.requires_grad)
         if not trained:
@@ -183,6 +189,57 @@ def _state(model: nn.Module) -> dict[tuple[int, str], tuple[Tensor, int]]:
         for key, value in chain(module._buffers.items(), module._parameters.items())
         if value is not None
     }
+
+
+def fingerprints(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Sum and sum of squares of all buffers and parameters: what is written past autograd (`.data`) shows here."""
+    values = ((name, value.detach().double()) for name, value in chain(model.named_buffers(), model.named_parameters()))
+    return {name: (float(value.sum()), float(value.square().sum())) for name, value in values}
+
+
+def refuse_changes(before: Mapping[str, tuple[float, float]], model: nn.Module) -> None:
+    """Refuses a model that is not what it was before a forward pass, when it had these `fingerprints`.
+
+    Raises:
+        PrivacyRefusal: a buffer or a parameter changed.
+    """
+    for name, value in fingerprints(model).items():
+        if repr(value) != repr(before.get(name)):  # NaN is equal to itself here
+            raise PrivacyRefusal(f"'{name}' changed in forward; private training allows no running state.")
+
+
+def refuse_uses_elsewhere(layers: list[Layer], losses: Callable[[], Tensor]) -> None:
+    """Refuses a loss that uses a trained parameter outside its layer's own call, where no rule sees it.
+
+    The layers' outputs are cut off from their parameters here, so whatever gradient still reaches one came another way:
+    an embedding's weight taken for the head, a penalty on weights.
+
+    Args:
+        layers: the trained ones.
+        losses: runs the model.
+
+    Raises:
+        PrivacyRefusal: it does.
+    """
+    handles = [layer.module.register_forward_hook(_cut) for layer in layers]
+    try:
+        with torch.enable_grad():
+            rows = losses()
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = [(layer, key) for layer in layers for key in layer.trained]
+    parameters = [layer.module.get_parameter(key) for layer, key in names]
+    found = torch.autograd.grad(rows.float().sum(), parameters, allow_unused=True) if rows.requires_grad else ()
+    for (layer, key), gradient in zip(names, found, strict=False):
+        if gradient is not None:
+            raise PrivacyRefusal(
+                f"Parameter '{key}' of layer '{layer.name}' is used outside its layer; untie it, or drop the penalty."
+            )
+
+
+def _cut(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.detach().requires_grad_()
 
 
 def refuse_meetings(ends: Mapping[str, tuple[Tensor, Tensor]], losses: Tensor, rows: int) -> None:
