@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from tests.methods.test_clusters import pictures
 
 from sfumato.hardware import Hardware
+from sfumato.methods import checkpoint
 from sfumato.methods.denoising import Network, row_losses, to_bands
 from sfumato.methods.pretraining import Examples, PretrainingConfig, chosen_examples, lot_of_examples, pretrain
 from sfumato.nets.unet import UNet, UNetShape
@@ -60,6 +64,19 @@ def test_the_loss_falls() -> None:
     trained = list(pretrain(config, SHAPE, known, seed=0, hardware=CPU))
     assert [step for step, _ in trained] == list(range(1, 61))
     assert error(trained[-1][1]) < 0.8 * before
+
+
+def test_cut_off_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    config = PretrainingConfig(steps=9, batch=16, guides=4)
+    begun = pretrain(config, SHAPE, examples(config), seed=0, hardware=CPU, unfinished=tmp_path / "a.safetensors")
+    for _ in range(4):
+        step, network = next(begun)
+    kept = {name: value.clone() for name, value in network.state_dict().items()}
+    slow = config.model_copy(update={"rate": 1e-12})
+    further = list(pretrain(slow, SHAPE, examples(config), seed=0, hardware=CPU, unfinished=tmp_path / "a.safetensors"))
+    assert (step, [step for step, _ in further]) == (4, [5, 6, 7, 8, 9])
+    assert all(torch.allclose(value, kept[name], atol=1e-6) for name, value in further[-1][1].state_dict().items())
 
 
 def test_a_seed_decides_and_labels_are_dropped() -> None:

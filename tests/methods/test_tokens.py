@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.methods.spectral_parts import CPU, IMAGE, TINY, config, known, pictures
 from torch import Tensor
 
-from sfumato.methods import open_training
+from sfumato.methods import checkpoint
 from sfumato.methods.tokens import (
     Progress,
     PublicModel,
@@ -128,7 +128,7 @@ def test_found_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("detail", ["tokens", "diffusion"])
 def test_a_public_stage_that_was_cut_off_goes_on(detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off at every step of every training, it becomes what it would have been, and makes no step twice."""
-    monkeypatch.setattr(open_training, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     made: list[tuple[str, int]] = []
     trainings = ["decoder of public images", "pretraining on public tokens"]
     if detail == "diffusion":

@@ -55,6 +55,7 @@ def test_a_whole_run(private: Path, public: Path, tmp_path: Path) -> None:
     out = run.finish(begun, lambda stage, done, of: stages.append(stage))
     assert out is not None
     assert list(dict.fromkeys(stage for stage in stages if "images" not in stage or "public" in stage)) == [
+        "reading public images",
         "classifier of public images",
         "semantic query",
         "pretraining on public images",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -24,7 +24,10 @@ from sfumato.errors import UserError
 Ground = Literal["any", "dark", "light"]
 Fit = Literal["crop", "pad", "stretch"]
 
+Progress = Callable[[int, int], None]
+
 SOURCE = "SOURCE.json"
+TOLD = 256  # files between two reports of progress
 MOST_LICENCES = 8
 _KEY = bytes(16)  # of the files' digests, which are not used
 
@@ -130,21 +133,27 @@ class PublicImages:
         names = {name for _, entries in self._by_folder() for name, _ in entries}
         return () if None in names else tuple(sorted(name for name in names if name is not None))
 
-    def read(self, spec: ImageSpec) -> PublicSet:
+    def read(self, spec: ImageSpec, progress: Progress = lambda *_: None) -> PublicSet:
         """All pictures that can be read, at the shape of the run, in the order of their names.
 
         Args:
             spec: the public shape, as private images are brought to it; `fit` replaces its own.
+            progress: told (files done, files in all).
 
         Raises:
             UserError: a folder is missing, or no picture can be read.
         """
         spec = spec if self.fit is None else replace(spec, fit=self.fit)
-        pixels, labels = [], []
-        for folder, entries in self._by_folder():
+        pixels, labels, done = [], [], 0
+        folders = list(self._by_folder())
+        total = sum(len(entries) for _, entries in folders)
+        for folder, entries in folders:
             source = ImageFolder(folder)
             decoded = source.decode((entry.identity for _, entry in entries), spec, _KEY)
             for (label, _), image in zip(entries, decoded, strict=True):
+                done += 1
+                if done % TOLD == 0 or done == total:
+                    progress(done, total)
                 if image.pixels is not None:
                     pixels.append(image.pixels)
                     labels.append(label)
@@ -158,7 +167,9 @@ class PublicImages:
         number = {name: index for index, name in enumerate(classes)}
         return PublicSet(images, np.array([number[name] for name in names], dtype=np.int64), classes)
 
-    def read_again(self, known: Sequence[dict[str, Any]], spec: ImageSpec) -> PublicSet:
+    def read_again(
+        self, known: Sequence[dict[str, Any]], spec: ImageSpec, progress: Progress = lambda *_: None
+    ) -> PublicSet:
         """As `read`, for a run that began with the sets `known` (`to_facts` of their identities).
 
         Raises:
@@ -169,7 +180,7 @@ class PublicImages:
             raise UserError(
                 "The public images are not what they were when this run began, so it cannot be resumed; restore them."
             )
-        return self.read(spec)
+        return self.read(spec, progress)
 
     def decides(self, known: Sequence[dict[str, Any]], spec: ImageSpec) -> list[Any]:
         """Everything that decides what `read_again` gives, JSON values: names what is kept for further runs."""

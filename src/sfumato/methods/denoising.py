@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.hardware import Hardware
+from sfumato.methods.checkpoint import Checkpoint
 from sfumato.methods.curves import Told
 from sfumato.nets.ddpmpp import DDPMpp, DDPMppShape
 from sfumato.nets.diffusion import Denoiser, Sampler, sample, training_levels
@@ -163,8 +164,9 @@ def train_openly(
     generator: torch.Generator,
     hardware: Hardware,
     told: Told = lambda *_: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[int]:
-    """Ordinary training, without privacy, on public or released pictures; yields steps, from 1.
+    """Ordinary training, without privacy, on public or released pictures; yields steps, from 1 or where it was cut off.
 
     Args:
         model: the network.
@@ -174,11 +176,13 @@ def train_openly(
         generator: of the noise.
         hardware: where to compute.
         told: of every loss.
+        checkpoint: with this stage at work.
     """
     device, precision = hardware
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.99))
     schedule = Schedule(rate, steps, final=0.1)
-    for step, (pictures, labels, guides) in zip(range(1, steps + 1), batches, strict=False):
+    begun = checkpoint.steps_done(optimizer) if checkpoint is not None else 0
+    for step, (pictures, labels, guides) in zip(range(begun + 1, steps + 1), batches, strict=False):
         size = View.of(model.shape).size((pictures.shape[1], pictures.shape[2], pictures.shape[3]))
         normal = torch.randn(len(pictures), *size, generator=generator).to(device)
         spread = torch.randn(len(pictures), generator=generator).to(device)
@@ -190,6 +194,8 @@ def train_openly(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         told(step, float(loss.detach()))
+        if checkpoint is not None and step < steps:
+            checkpoint.keeps(step, optimizer)
         yield step
 
 

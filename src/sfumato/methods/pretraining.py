@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sfumato.hardware import Hardware
+from sfumato.methods.checkpoint import Checkpoint
 from sfumato.methods.clusters import cluster
 from sfumato.methods.curves import Told
 from sfumato.methods.denoising import Network, Shape, View, network_of, train_openly
@@ -117,6 +119,7 @@ def pretrain(
     seed: int,
     hardware: Hardware,
     told: Told = lambda *_: None,
+    unfinished: Path | None = None,
 ) -> Iterator[tuple[int, Network]]:
     """Trains a new network; yields steps and the network as it is.
 
@@ -127,10 +130,13 @@ def pretrain(
         seed: of weights, batches and noise; all public.
         hardware: where to compute.
         told: of every loss.
+        unfinished: file for what there is from time to time; if it is there, the training goes on from it.
     """
     network, view = network_of(shape, seed).to(hardware.device), View.of(shape)
     guides = view.encode(examples.means) if view.guided else None
     generator = torch.Generator().manual_seed(seed)
+    checkpoint = Checkpoint(unfinished, {"network": network}, generator)
+    checkpoint.opens("pretraining")
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         order = torch.empty(0, dtype=torch.long)
@@ -144,7 +150,14 @@ def pretrain(
             yield _scaled(examples.pixels[part]), labels, shown
 
     for step in train_openly(
-        network, batches(), steps=config.steps, rate=config.rate, generator=generator, hardware=hardware, told=told
+        network,
+        batches(),
+        steps=config.steps,
+        rate=config.rate,
+        generator=generator,
+        hardware=hardware,
+        told=told,
+        checkpoint=checkpoint,
     ):
         yield step, network
 

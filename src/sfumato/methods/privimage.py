@@ -184,13 +184,17 @@ def _learn_from_public(
         examples = lot_of_examples(config.pretraining, images.pixels, share, seed)
     # 3. Pretraining.
     weights: dict[str, Tensor] = {}
-    told = curve(folder, "pretraining on public images")
-    for step, network in pretrain(config.pretraining, shape, examples, seed=seed, hardware=hardware, told=told):
+    told, unfinished = curve(folder, "pretraining on public images"), pretrained.with_suffix(".unfinished.safetensors")
+    lessons = pretrain(
+        config.pretraining, shape, examples, seed=seed, hardware=hardware, told=told, unfinished=unfinished
+    )
+    for step, network in lessons:
         progress("pretraining on public images", step, config.pretraining.steps)
         if step == config.pretraining.steps:
             weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
             facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
             write_atomic(pretrained, save(weights, facts), mode=0o600)
+    unfinished.unlink(missing_ok=True)
     return weights
 
 

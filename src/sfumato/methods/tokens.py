@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
+from sfumato.methods.checkpoint import Checkpoint
 from sfumato.methods.examples import Examples
-from sfumato.methods.open_training import Checkpoint, train_openly
+from sfumato.methods.open_training import train_openly
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.superresolution import SuperResolver, lessons
 from sfumato.nets.autoregressive import Condition, ScaleGPT

@@ -23,6 +23,8 @@ from sfumato.privacy.session import Session
 Report = Callable[[str, int, int | None], None]
 """Told (stage, steps done, steps in all or None); only numbers that are public or expected go through it."""
 
+READING = "reading public images"
+
 
 @dataclass(frozen=True)
 class Work:

@@ -16,7 +16,7 @@ from sfumato.methods.privimage_model import PrivImageModel
 from sfumato.methods.semantic import public_classes
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
-from sfumato.workflows import Drawn, Report, Work, gathered
+from sfumato.workflows import READING, Drawn, Report, Work, gathered
 from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, labels_of, share_requests
 
 
@@ -62,12 +62,12 @@ class PrivImageWorkflow:
             hardware=hardware,
             folder=work.folder,
             progress=report,
-            public=self._public_start(work),
+            public=self._public_start(work, report),
         )
         model.save(work.folder)
         return model
 
-    def _public_start(self, work: Work) -> PublicStart | None:
+    def _public_start(self, work: Work, report: Report) -> PublicStart | None:
         """The public images of a run, to be read if it still needs them.
 
         Raises:
@@ -76,7 +76,7 @@ class PrivImageWorkflow:
         if work.config.public is None:
             return None
         images, known, spec = work.config.public.images(), work.facts["public"], work.config.image.spec()
-        read = partial(images.read_again, known, spec)
+        read = partial(images.read_again, known, spec, partial(report, READING))
         return PublicStart(read, images.decides(known, spec), home() / "classifiers")
 
     def load(self, work: Work, not_private: bool) -> PrivImageModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from sfumato.pretrained.interfaces import Identity, TextEmbedder
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
 from sfumato.report.facts import PIECES
-from sfumato.workflows import Drawn, Report, Work, gathered
+from sfumato.workflows import READING, Drawn, Report, Work, gathered
 from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, labels_of, share_requests
 
 
@@ -63,7 +64,7 @@ class SpectralWorkflow:
             seed=config.seed,
             hardware=hardware,
             progress=report,
-            public=public_side(config, work.folder, work.facts["public"]),
+            public=public_side(config, work.folder, work.facts["public"], partial(report, READING)),
         )
         model.save(work.folder)
         return model
@@ -107,13 +108,19 @@ class SpectralWorkflow:
         return found | ({"class_shares": bought} if (bought := bought_shares(work)) else {})
 
 
-def public_side(config: RunConfig, folder: Path, known: list[dict[str, Any]]) -> PublicSide:
+def public_side(
+    config: RunConfig,
+    folder: Path,
+    known: list[dict[str, Any]],
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> PublicSide:
     """The public images and texts of a run, to be read if it still needs them.
 
     Args:
         config: settings.
         folder: private folder of the run.
         known: identities of the public folders when the run began.
+        progress: told (files read, files in all).
 
     Raises:
         UserError: when they are read, if they are not what they were; or if the text embedder has not been pulled.
@@ -123,7 +130,7 @@ def public_side(config: RunConfig, folder: Path, known: list[dict[str, Any]]) ->
     decides = images.decides(known, spec)
     embedder = _text_embedder(config)
     return PublicSide(
-        partial(images.read_again, known, spec),
+        partial(images.read_again, known, spec, progress),
         decides if embedder is None else [*decides, asdict(embedder.identity)],
         folder,
         home() / "spectral",
