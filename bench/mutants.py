@@ -138,7 +138,7 @@ CONTRIBUTED: dict[str, tuple[Mutant, ...]] = {
         Mutant(
             "dropout at work let in",
             TAPE,
-            "if isinstance(module, nn.modules.dropout._DropoutNd) and module.p and module.training:",
+            "if isinstance(module, _DROPOUT) and module.p and module.training:",
             "if False:",
             "privacy/gradients/test_tape.py::test_dropout_at_work_is_refused",
         ),

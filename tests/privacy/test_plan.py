@@ -245,9 +245,10 @@ def test_every_field_is_in_the_hash(plan: Plan) -> None:
         seen.add(dataclasses.replace(plan, **change).sha256())
     classes, means, training = plan.touches
     assert isinstance(training, TrainingTouch)
+    others = {"name": "other", "sampling_rate": 0.5, "clipping": "flat", "grouped": 3}
     for field in dataclasses.fields(TrainingTouch):
         old = getattr(training, field.name)
-        new: Any = {"name": "other", "sampling_rate": 0.5, "clipping": "flat"}.get(field.name) or type(old)(old * 2)
+        new: Any = others.get(field.name) or type(old)(old * 2)
         changed = dataclasses.replace(training, **{field.name: new})
         seen.add(dataclasses.replace(plan, touches=(classes, means, changed), main="classes").sha256())
     assert len(seen) == 1 + 8 + len(dataclasses.fields(TrainingTouch))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.privacy.gradients.layers import FALLBACK, rule_of
 
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 
 class Layer(NamedTuple):
     """A layer with trained parameters: its name in the model, the module, and the names of what it trains."""
@@ -51,7 +53,7 @@ def trained_layers(model: nn.Module) -> list[Layer]:
                 f"Layer '{name}' ({type(module).__name__}) normalises over the batch, so records would meet in it; "
                 "use a norm over one image (GroupNorm, LayerNorm) instead."
             )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p and module.training:
+        if isinstance(module, _DROPOUT) and module.p and module.training:
             raise PrivacyRefusal(
                 f"Layer '{name}' ({type(module).__name__}) draws from one generator for all records; call eval(), "
                 "or take each record's own draws."
