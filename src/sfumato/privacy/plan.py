@@ -51,7 +51,7 @@ __all__ = [
 
 Unit = Literal["image", "person"]
 
-_FORMAT = "sfumato-plan-1"
+_FORMAT = "sfumato-plan-2"
 _WHAT = {"histogram": "noisy histogram", "sum": "noisy sum", "training": "private training"}
 
 
