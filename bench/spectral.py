@@ -49,7 +49,7 @@ from sfumato.measure.features import NETWORKS, features, load_embedder
 from sfumato.measure.frechet import frechet_distance
 from sfumato.methods.coarse import CoarseLearner, coarse_network, condition_of
 from sfumato.methods.denoising import DenoisingLearner, Schedule
-from sfumato.methods.open_training import train_openly
+from sfumato.methods.open_training import minimise
 from sfumato.methods.spectral_model import SpectralModel, untrained
 from sfumato.methods.spectral_settings import SpectralConfig
 from sfumato.methods.tokens import encoded, public_model
@@ -301,7 +301,7 @@ def nonprivate() -> dict[str, Any]:
             chosen = tokens[torch.randint(len(tokens), (model.config.batch,), generator=generator)]
             yield chosen, condition_of(Condition(), torch.full((len(chosen),), -1), None)
 
-    for _ in train_openly(model.coarse, batches(), model.config.steps, 4e-4, hardware, chunk=model.config.chunk):
+    for _ in minimise(model.coarse, batches(), model.config.steps, 4e-4, hardware, chunk=model.config.chunk):
         pass
     return {"frechet": _distances(_sampled(model))}
 

@@ -156,7 +156,8 @@ def test_a_drawing_that_was_cut_off_goes_on(private: Path, tmp_path: Path, monke
 def test_what_is_left_of_a_drawing_goes_when_its_release_is_there(private: Path, tmp_path: Path) -> None:
     begun = start(private, tmp_path)
     run.finish(begun)
-    left = begun.folder / run.DRAWN / f"12-{begun.config.seed}"
+    left = run._drawn(begun, 12, begun.config.seed, tmp_path / "one")
+    assert left is not None
     left.mkdir()
     run.finish(begun)
     assert not left.exists()

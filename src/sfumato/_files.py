@@ -7,8 +7,11 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from sfumato.errors import UserError
 
 
 def fsync_dir(folder: Path) -> None:
@@ -45,6 +48,20 @@ def write_json(path: Path, value: Any, mode: int = 0o644) -> None:
     """Writes `value` as indented JSON with a final newline; NaN and infinity are refused (ValueError)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(path, (text + "\n").encode(), mode)
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write there into one sentence (UserError)."""
+    try:
+        yield
+    except (ConnectionError, TimeoutError):  # of a model on a server, not of the folder
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({os.strerror(error.errno) if error.errno else error}); nothing that was "
+            "spent is lost: make room or mend the permissions, then resume."
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

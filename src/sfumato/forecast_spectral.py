@@ -23,7 +23,7 @@ from sfumato.hardware import Hardware, choose_hardware
 from sfumato.methods.coarse import CoarseLearner, set_sizes
 from sfumato.methods.denoising import Schedule
 from sfumato.methods.detail import Floor, floor_of, floors, upscaled, whole
-from sfumato.methods.open_training import train_openly
+from sfumato.methods.open_training import minimise
 from sfumato.methods.spectral_model import SpectralModel, untrained, upscaler
 from sfumato.methods.spectral_settings import FINE_TUNING, SpectralConfig
 from sfumato.methods.superresolution import lessons
@@ -42,7 +42,7 @@ from sfumato.workflows.spectral import public_side
 
 _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
 _DRAWN = 2.0  # pictures drawn for one that is released, where a label check sorts them; as on Fashion-MNIST
-_PATIENCE = 4.0  # seconds of a trial
+_PATIENCE = 30.0  # seconds of a trial, if many rows cost no less each than one alone
 _PICTURES = 32  # drawn in a trial, at most
 MOST_PICTURES, MOST_VALUES = 400, 2**24
 """Public images that the floor is measured on; fewer, where they are large."""
@@ -210,7 +210,8 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
     def drawing(count: int) -> float:
         return _seconds(lambda: list(model.sample(torch.full((count,), label), 0, hardware, batch=count)))
 
-    seconds = _per_row(training, method.chunk)
+    crew_size = torch.get_num_threads() if hardware.device.type == "cpu" else 1
+    seconds = _per_row(training, method.chunk, 7 * crew_size)
     pictures = 1 / _per_row(drawing, _PICTURES)
     public = _public_seconds(method, model, hardware)
     warm = method.warm_steps * method.warm_batch * seconds if method.warm_share else 0.0
@@ -223,10 +224,10 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
     return SpectralSpeed(trained, sizes[trained], 1 / seconds, public, warm, checking, pictures)
 
 
-def _per_row(seconds: Callable[[int], float], most: int) -> float:
-    """Seconds a row, tried on as many rows as patience allows, at most `most`."""
+def _per_row(seconds: Callable[[int], float], most: int, times: int = 2) -> float:
+    """Seconds a row, tried `times` on as many rows as patience allows, at most `most`."""
     one = seconds(1)
-    count = min(most, max(1, int(_PATIENCE / one)))
+    count = min(most, max(1, int(_PATIENCE / (times * one))))
     return one if count == 1 else seconds(count) / count
 
 
@@ -246,7 +247,7 @@ def _public_seconds(method: SpectralConfig, model: SpectralModel, hardware: Hard
     def of(module: torch.nn.Module, steps: int, batch: int, rows: Callable[[int], tuple[torch.Tensor, ...]]) -> float:
         def step(count: int) -> float:
             given = [rows(count)]
-            return _seconds(lambda: list(train_openly(module, given, 1, 1e-6, hardware, chunk=count)))
+            return _seconds(lambda: list(minimise(module, given, 1, 1e-6, hardware, chunk=count)))
 
         return steps * batch * _per_row(step, min(batch, method.chunk)) if steps else 0.0
 

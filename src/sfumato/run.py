@@ -7,18 +7,17 @@ and called again.
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
-import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sfumato._files import write_json
+from sfumato._files import writable, write_json
 from sfumato.config import RunConfig, validated
 from sfumato.data._staging import check_new
 from sfumato.data.folder import ImageFolder
@@ -129,7 +128,7 @@ def prepare(
     check_folders(private, release, folder)
     others = tuple(path for path in (release, folder) if path is not None)
     public = workflow(config.method).prepare(Work(folder, config, models=models), private, others)
-    with _writable(folder):
+    with writable(folder):
         folder.mkdir(mode=0o700, parents=True)
         facts = {
             "run_id": secrets.token_hex(8),
@@ -182,7 +181,7 @@ def train(run: Run, report: Report = silent, *, noise: Noise | None = None, hard
         _close(run)
         return load_model(run)
     keep_freed_memory()
-    with _writable(run.folder):
+    with writable(run.folder):
         records = _intake(run, config, facts, plan, ledger, report, not noise.private)
         session = Session(records, plan, ledger, run.run_id, run.folder, noise)
         method = workflow(config.method)
@@ -280,9 +279,8 @@ def draw(
         hardware: where to compute.
         keep: folder of this drawing and no other; if it is cut off, the same call goes on from what is there.
     """
-    config, draw = run.config, workflow(run.config.method).draw
-    with _writable(keep or run.folder):
-        found = draw(run.work, model, count, seed, report, hardware or choose_hardware(), keep)
+    config = run.config
+    found = workflow(config.method).draw(run.work, model, count, seed, report, hardware or choose_hardware(), keep)
     return Samples(
         pixels=found.pixels,
         labels=found.labels,
@@ -320,7 +318,7 @@ def statement(run: Run) -> PrivacyStatement:
 
 def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> Path:
     """Writes a release folder, notes it on the ledger, and writes the internal page into the run folder."""
-    with _writable(out):
+    with writable(out):
         write_release(samples, out, progress=lambda done: report("writing images", done, len(samples.pixels)))
     _note(run, out)
     return out
@@ -335,20 +333,28 @@ def make_release(
         UserError: `out` is occupied, or cannot be written.
     """
     check_new(out)
-    keep = _drawn(run, count, seed)
+    keep = _drawn(run, count, seed, out)
     publish(run, draw(run, model, count, seed, report, hardware=hardware, keep=keep), out, report)
-    shutil.rmtree(keep)
+    _forget(keep)
     return out
 
 
-def _drawn(run: Run, count: int, seed: int) -> Path:
-    return run.folder / DRAWN / f"{count}-{seed}"
+def _drawn(run: Run, count: int, seed: int, out: Path) -> Path | None:
+    """Where the pictures of a release are kept until it is written; nowhere where there will be none."""
+    if run._read("TRAINED")["not_private"]:
+        return None
+    return run.folder / DRAWN / f"{count}-{seed}-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]}"
+
+
+def _forget(keep: Path | None) -> None:
+    if keep is not None:
+        shutil.rmtree(keep, ignore_errors=True)
 
 
 def _note(run: Run, out: Path) -> None:
     """Enters a complete release on the ledger, if it is not there yet, and tells of it in the run folder."""
     run.ledger.release(run.run_id, json.loads((out / "privacy.json").read_text())["release_id"])
-    with _writable(run.folder):
+    with writable(run.folder):
         write_internal(run.folder, out)
 
 
@@ -361,7 +367,7 @@ def finish(run: Run, report: Report = silent, *, hardware: Hardware | None = Non
     out = Path(release)
     if (out / "DONE").exists():
         _note(run, out)  # a crash may have come between the folder and its line
-        shutil.rmtree(_drawn(run, run.config.count, run.config.seed), ignore_errors=True)
+        _forget(_drawn(run, run.config.count, run.config.seed, out))
     else:
         make_release(run, model, run.config.count, run.config.seed, out, report, hardware=hardware)
     write_json(run.folder / "DONE", {"release": release}, mode=0o600)
@@ -386,17 +392,3 @@ def clean(run: Run, everything: bool) -> str:
     for name in ("private", "touches", DRAWN):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     return f"Removed decoded pixels and checkpoints of run {run_id}; the model and the ledger stay."
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Turns the operating system's refusals into one sentence."""
-    try:
-        yield
-    except (ConnectionError, TimeoutError):  # of a model on a server, not of the folder
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({os.strerror(error.errno) if error.errno else error}); nothing that was "
-            "spent is lost: make room or mend the permissions, then resume."
-        ) from error

@@ -43,6 +43,14 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path: Path, cut: int) -> None:
     assert all(file.stat().st_mode & 0o77 == 0 for file in tmp_path.rglob("*"))
 
 
+def test_a_broken_part_is_made_anew(tmp_path: Path) -> None:
+    drawing, whole = Drawing(), Drawing().draw(None)
+    drawing.draw(tmp_path / "one")
+    sorted((tmp_path / "one").iterdir())[2].write_bytes(b"broken")
+    assert torch.equal(drawing.draw(tmp_path / "one"), whole)
+    assert drawing.made == 4 + 2
+
+
 def test_parts_of_another_length_and_those_behind_are_made_anew(tmp_path: Path) -> None:
     drawing, sizes = Drawing(), (3, 4, 3, 1)
     drawing.draw(tmp_path / "one")

@@ -11,7 +11,7 @@ from tests.methods.spectral_parts import CPU
 from torch import Tensor
 
 from sfumato.methods.denoising import to_bands
-from sfumato.methods.open_training import train_openly
+from sfumato.methods.open_training import minimise
 from sfumato.methods.spectral_settings import SuperResolutionConfig
 from sfumato.methods.superresolution import SuperResolver, lessons
 
@@ -40,7 +40,7 @@ def test_it_restores_what_public_images_have() -> None:
     model = resolver(config)
     pictures, coarse = textured(300, seed=1)
     batches = lessons(config, model, pictures, coarse, torch.Generator().manual_seed(0))
-    assert list(train_openly(model, batches, config.steps, config.rate, CPU, chunk=config.batch))[-1] == config.steps
+    assert list(minimise(model, batches, config.steps, config.rate, CPU, chunk=config.batch))[-1] == config.steps
     true, small = textured(20, seed=2)
     made = model.draw(small, torch.Generator().manual_seed(0), CPU, 8)
     assert made.shape == (20, *IMAGE)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sfumato.errors import InternalError, PrivacyRefusal, UserError
 from sfumato.privacy import accounting
+from sfumato.privacy.gradients.engine import rounding_slack
 from sfumato.privacy.plan import (
     HistogramRequest,
     HistogramTouch,
@@ -229,6 +230,15 @@ def test_storage_keeps_every_bit(
     assert restored.sha256() == plan.sha256()
 
 
+def test_what_is_grouped_is_covered() -> None:
+    slack = rounding_slack(1000, 1300)
+    assert TrainingTouch("t", 0.1, 10, 2.0, 1.0, 1, slack, grouped=1300).grouped == 1300
+    with pytest.raises(UserError, match="does not cover the rounding of 1400"):
+        TrainingTouch("t", 0.1, 10, 2.0, 1.0, 1, slack, grouped=1400)
+    with pytest.raises(UserError, match="does not cover"):
+        TrainingRequest("t", 0.1, 10, 1.0, grouped=1300).at(2.0)
+
+
 def test_every_field_is_in_the_hash(plan: Plan) -> None:
     seen = {plan.sha256()}
     changes: list[dict[str, Any]] = [
@@ -245,7 +255,7 @@ def test_every_field_is_in_the_hash(plan: Plan) -> None:
         seen.add(dataclasses.replace(plan, **change).sha256())
     classes, means, training = plan.touches
     assert isinstance(training, TrainingTouch)
-    others = {"name": "other", "sampling_rate": 0.5, "clipping": "flat", "grouped": 3}
+    others = {"name": "other", "sampling_rate": 0.5, "clipping": "flat", "grouped": 1}
     for field in dataclasses.fields(TrainingTouch):
         old = getattr(training, field.name)
         new: Any = others.get(field.name) or type(old)(old * 2)

@@ -71,7 +71,7 @@ def test_the_pages_say_who_made_the_images_and_whose_word_the_labels_are() -> No
         assert "labels are those the images were asked to show" in page
         assert "put together from pieces of public images" in joined
         assert "Details are those of public images" in joined
-        assert "sees in the images" in joined
+        assert "takes the images for" in joined
         assert not any(text in joined for text in ("drawn by a model", "invented", "asked to show"))
 
 

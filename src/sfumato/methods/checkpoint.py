@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,10 +29,20 @@ class Checkpoint:
         file: None keeps nothing.
         modules: all that learns, by name; they take over what the file has.
         generator: of all randomness of the stages; likewise.
+        beside: what else decides the next step, by name; likewise.
+        facts: metadata of the file, such as that it is NOT PRIVATE.
     """
 
-    def __init__(self, file: Path | None, modules: Mapping[str, nn.Module], generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        file: Path | None,
+        modules: Mapping[str, nn.Module],
+        generator: torch.Generator,
+        beside: dict[str, Tensor] | None = None,
+        facts: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._file, self._modules, self._generator = file, modules, generator
+        self._beside, self._facts = {} if beside is None else beside, facts
         self._finished: list[str] = []
         self._stage, self._step, self._saved = "", 0, time.monotonic()
         self._moments: dict[str, Tensor] = {}
@@ -76,8 +87,9 @@ class Checkpoint:
             return
         state = {f"modules.{name}": value for name, value in self._state().items()}
         state |= {f"moments.{name}": value for name, value in moments.items()}
+        state |= {f"beside.{name}": value.clone() for name, value in self._beside.items()}
         state["generator"] = self._generator.get_state()
-        facts = {"finished": json.dumps(self._finished), "stage": stage, "step": str(step)}
+        facts = {**self._facts, "finished": json.dumps(self._finished), "stage": stage, "step": str(step)}
         whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(self._file, save(whole, facts), mode=0o600)
@@ -101,6 +113,7 @@ class Checkpoint:
             prefix = f"{name}."
             module.load_state_dict({k.removeprefix(prefix): v for k, v in known.items() if k.startswith(prefix)})
         self._generator.set_state(state["generator"])
+        self._beside.update(part("beside."))
         self._finished, self._moments = json.loads(facts["finished"]), part("moments.")
         self._stage, self._step = facts["stage"], int(facts["step"])
 

@@ -12,7 +12,7 @@ from sfumato.methods.checkpoint import Checkpoint
 from sfumato.methods.denoising import Schedule
 
 
-def train_openly(
+def minimise(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, ...]],
     steps: int,

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sfumato._files import write_atomic
+from sfumato._files import writable, write_atomic
 
 
 class Parts:
@@ -30,23 +31,35 @@ class Parts:
     def next(self, count: int, make: Callable[[], Tensor]) -> Tensor:
         """The next part, `count` rows on the processor: as it was kept, or made now.
 
-        A kept part of another length is of another version of Sfumato; it and those behind it are made anew.
+        A kept part that is broken, or of another length (another version of Sfumato made it), is made anew, with those
+        behind it.
+
+        Raises:
+            UserError: the folder cannot be written.
         """
         if self._folder is None:
             return make()
         file = self._folder / f"{self._number:06}.safetensors"
         self._number += 1
-        if self._kept and file.exists():
-            found = load_file(file)
-            if len(found["part"]) == count:
-                if self._generator is not None:
-                    self._generator.set_state(found["generator"])
-                return found["part"]
+        found = _read(file) if self._kept else {}
+        if found and len(found["part"]) == count:
+            if self._generator is not None:
+                self._generator.set_state(found["generator"])
+            return found["part"]
         self._kept = False
         stored = {"part": make().contiguous()}
         if self._generator is not None:
             stored["generator"] = self._generator.get_state()
-        for folder in (self._folder.parent, self._folder):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        write_atomic(file, save(stored), mode=0o600)
+        with writable(self._folder):
+            for folder in (self._folder.parent, self._folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(file, save(stored), mode=0o600)
         return stored["part"]
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """What a file holds; nothing where there is none, or it is broken."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError):
+        return {}

@@ -7,9 +7,10 @@ sharpen it. The condition is the private class for which the semantic query chos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -120,6 +121,7 @@ def pretrain(
     hardware: Hardware,
     told: Told = lambda *_: None,
     unfinished: Path | None = None,
+    facts: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[int, Network]]:
     """Trains a new network; yields steps and the network as it is.
 
@@ -131,19 +133,22 @@ def pretrain(
         hardware: where to compute.
         told: of every loss.
         unfinished: file for what there is from time to time; if it is there, the training goes on from it.
+        facts: its metadata.
     """
     network, view = network_of(shape, seed).to(hardware.device), View.of(shape)
     guides = view.encode(examples.means) if view.guided else None
     generator = torch.Generator().manual_seed(seed)
-    checkpoint = Checkpoint(unfinished, {"network": network}, generator)
+    left = {"order": torch.empty(0, dtype=torch.long)}  # of the pictures, in this epoch
+    checkpoint = Checkpoint(unfinished, {"network": network}, generator, left, facts)
     checkpoint.opens("pretraining")
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        order = torch.empty(0, dtype=torch.long)
+        order = left["order"]
         while True:
             while len(order) < config.batch:
                 order = torch.cat((order, torch.randperm(len(examples.pixels), generator=generator)))
             part, order = order[: config.batch], order[config.batch :]
+            left["order"] = order
             hidden = torch.rand(len(part), generator=generator) < config.label_dropout
             labels = torch.where(hidden, -1, examples.labels[part])
             shown = None if guides is None else guides[examples.groups[part]]

@@ -174,7 +174,9 @@ def _learn_from_public(
 ) -> dict[str, Tensor]:
     """Weights of the network after its public lessons; those of an interrupted run if it had finished them."""
     pretrained = folder / stamped("pretrained.safetensors", not session.noise.private)
+    unfinished = pretrained.with_suffix(".unfinished.safetensors")
     if pretrained.exists():
+        unfinished.unlink(missing_ok=True)
         return load_file(pretrained)
     images = public.read()
     if config.selection == "semantic":
@@ -184,15 +186,21 @@ def _learn_from_public(
         examples = lot_of_examples(config.pretraining, images.pixels, share, seed)
     # 3. Pretraining.
     weights: dict[str, Tensor] = {}
-    told, unfinished = curve(folder, "pretraining on public images"), pretrained.with_suffix(".unfinished.safetensors")
+    facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
     lessons = pretrain(
-        config.pretraining, shape, examples, seed=seed, hardware=hardware, told=told, unfinished=unfinished
+        config.pretraining,
+        shape,
+        examples,
+        seed=seed,
+        hardware=hardware,
+        told=curve(folder, "pretraining on public images"),
+        unfinished=unfinished,
+        facts=facts,
     )
     for step, network in lessons:
         progress("pretraining on public images", step, config.pretraining.steps)
         if step == config.pretraining.steps:
             weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-            facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
             write_atomic(pretrained, save(weights, facts), mode=0o600)
     unfinished.unlink(missing_ok=True)
     return weights

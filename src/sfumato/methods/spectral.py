@@ -36,7 +36,7 @@ from sfumato.hardware import Hardware
 from sfumato.methods.coarse import CoarseLearner, coarse_network, condition_of, set_sizes
 from sfumato.methods.denoising import Schedule
 from sfumato.methods.labelcheck import LABEL_CHECK, learn_check
-from sfumato.methods.open_training import train_openly
+from sfumato.methods.open_training import minimise
 from sfumato.methods.privimage_model import stamped
 from sfumato.methods.spectral_model import SpectralModel, empty_coarse
 from sfumato.methods.spectral_settings import FINE_TUNING, RATES, WARM_START, Image, SpectralConfig
@@ -62,6 +62,7 @@ class PublicSide:
         cache: of public models, for further runs.
         names: of the declared classes; empty for an unconditional run.
         embed: a public text embedder; None unless names are told as texts.
+        prefixed: whether names of public classes begin with that of their set, as they do where there are several.
     """
 
     read: Callable[[], PublicSet]
@@ -70,6 +71,7 @@ class PublicSide:
     cache: Path
     names: tuple[str, ...] = ()
     embed: Callable[[Sequence[str]], Embeddings] | None = None
+    prefixed: bool = False
 
 
 def fit(
@@ -178,7 +180,7 @@ def learn_from_public(
         found = pictures()
         if embed is None or found.labels is None:
             return found.pixels, None
-        names = [name.rpartition("/")[2] for name in found.classes]  # without the name of one set among several
+        names = [name.partition("/")[2] if public.prefixed else name for name in found.classes]
         return found.pixels, torch.from_numpy(embed(names)[found.labels])
 
     files = public.folder / PUBLIC_MODEL, public.cache / cache_name(config, told, public.facts, seed)
@@ -226,7 +228,7 @@ def _warm_started(
             torch.Generator().manual_seed(seed),
         )
         steps, rate = config.warm_steps, config.warm_rate
-        for step in train_openly(network, batches, steps, rate, hardware, chunk=config.chunk):
+        for step in minimise(network, batches, steps, rate, hardware, chunk=config.chunk):
             progress("warm-up on images that lie there", step, config.warm_steps)
     facts = {} if session.noise.private else {"privacy": "NOT PRIVATE"}
     write_atomic(file, save({k: v.contiguous() for k, v in network.state_dict().items()}, facts), mode=0o600)

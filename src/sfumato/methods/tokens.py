@@ -24,7 +24,7 @@ from sfumato._files import write_atomic
 from sfumato.hardware import Hardware
 from sfumato.methods.checkpoint import Checkpoint
 from sfumato.methods.examples import Examples
-from sfumato.methods.open_training import train_openly
+from sfumato.methods.open_training import minimise
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.superresolution import SuperResolver, lessons
 from sfumato.nets.autoregressive import Condition, ScaleGPT
@@ -37,7 +37,7 @@ HELD_OUT, MOST_HELD_OUT = 10, 500
 
 UNFINISHED = "public-model.unfinished.safetensors"
 ENCODED = 256  # images tokenised at once
-_VERSION = "3"  # of the recipe, in the name of what is cached
+_VERSION = "4"  # of the recipe, in the name of what is cached
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _learnt(
     shown = np.flatnonzero(seen_in_training(len(pixels)))
     pictures = torch.from_numpy(pixels[shown])
     checkpoint = Checkpoint(unfinished, dict(made._parts()), generator)
-    learn = partial(train_openly, hardware=hardware, chunk=config.chunk, checkpoint=checkpoint)
+    learn = partial(minimise, hardware=hardware, chunk=config.chunk, checkpoint=checkpoint)
     if checkpoint.opens(stage := "codebooks of public images"):
         for scale in make_codebooks(config, tokenizer, pictures, generator):
             progress(stage, scale, tokenizer.shape.scales)

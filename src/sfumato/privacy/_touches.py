@@ -12,6 +12,10 @@ from sfumato.privacy._mechanisms import Histogram, IntegerSum, Training, normali
 
 Clipping = Literal["flat", "automatic"]
 
+GROUPED_SLACK = 2 * 1.01 * 8 * 2.0**-24
+"""Of a record that is added in a group: at most eight in float32, each off by 8 units of roundoff; twice that, because
+the sums of two neighbouring data sets differ by both of their errors."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9 _-]{0,39}")
 
 
@@ -137,6 +141,10 @@ class TrainingTouch:
         if self.clipping not in get_args(Clipping):
             raise UserError(f"clipping is {self.clipping!r}; it must be flat or automatic.")
         normalise(self, grouped=0 if self.grouped == 0 else whole("grouped", self.grouped))
+        if self.slack < self.grouped * GROUPED_SLACK:
+            raise UserError(
+                f"slack is {self.slack!r}; it does not cover the rounding of {self.grouped} grouped records."
+            )
 
     @property
     def attempts(self) -> int:

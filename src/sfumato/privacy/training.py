@@ -211,7 +211,7 @@ class Crew:
                     learner.model if number == 0 else copy.deepcopy(learner.model),
                     clipping,
                     rows=touch.rows,
-                    grouped=touch.grouped > 0,
+                    groups=touch.grouped > 0,
                     precision=precision,
                     beside=self._engines[0] if number else None,
                 )

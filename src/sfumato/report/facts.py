@@ -208,7 +208,7 @@ class ReleaseFacts:
     def labels(self) -> str:
         """What labels mean, as a clause."""
         if self._released.get("labels") == SEEN:
-            return "labels say what a classifier, which learnt under the guarantee, sees in the images"
+            return "labels say what a classifier, which learnt under the guarantee, takes the images for"
         return "labels are those the images were asked to show"
 
     @property
@@ -328,12 +328,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _losses(lines: list[dict[str, Any]]) -> tuple[Curve, ...]:
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, dict[float, float]] = {}
     for line in lines:
         loss, step = line.get("loss"), line.get("step")
         if isinstance(loss, int | float) and isinstance(step, int | float) and math.isfinite(loss):
-            curves.setdefault(str(line.get("stage", "training")), []).append((float(step), float(loss)))
-    return tuple(Curve(name, points) for name, points in curves.items())
+            curves.setdefault(str(line.get("stage", "training")), {})[float(step)] = float(loss)  # resumed, told twice
+    return tuple(Curve(name, sorted(points.items())) for name, points in curves.items())
 
 
 def _progress(lines: list[dict[str, Any]]) -> tuple[Curve, ...]:

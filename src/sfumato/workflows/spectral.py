@@ -136,6 +136,7 @@ def public_side(
         home() / "spectral",
         config.classes or (),
         None if embedder is None else embedder.embed_texts,
+        len(images.folders) > 1,
     )
 
 

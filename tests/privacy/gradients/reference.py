@@ -18,7 +18,7 @@ from sfumato.privacy.gradients.tape import Layer, Reading
 def summed(engine: ClippedGradients, losses: Callable[[], Tensor], present: Tensor) -> dict[str, Tensor]:
     """The engine's sum over one chunk."""
     engine.reset()
-    engine.add(losses, present)
+    engine.add(losses, present, room=True)
     return {name: value.clone() for name, value in engine.shaped(engine.total).items()}
 
 

@@ -278,7 +278,7 @@ def test_no_record_of_any_model_passes_the_clip_norm(
     model, losses = model_and_losses(kind, 8, 2)
     for clipping in (Clipping(1e-3, "flat"), Clipping(2.0, "automatic")):
         slack = rounding_slack(8, groupable(8))
-        sums = ClippedGradients(model, clipping, rows=2, precision=precision, grouped=True)  # type: ignore[arg-type]
+        sums = ClippedGradients(model, clipping, rows=2, precision=precision, groups=True)  # type: ignore[arg-type]
         for scale in (1.0, 1e6):
             for record in range(4):
                 only = torch.arange(4) == record
@@ -372,7 +372,7 @@ def test_a_broken_loss_adds_nothing_and_changes_no_other(
     monkeypatch.setattr(engine, "_SMALL", 0)
     model, losses = model_and_losses(kind, 12, 3)
     slack = rounding_slack(6, groupable(6))
-    sums = ClippedGradients(model, FLAT, rows=2, precision=precision, grouped=True)  # type: ignore[arg-type]
+    sums = ClippedGradients(model, FLAT, rows=2, precision=precision, groups=True)  # type: ignore[arg-type]
     third = torch.arange(6) == 2
     factor = torch.where(third.repeat_interleave(2), bad, 1.0)
     without = summed(sums, lambda: losses(slice(None)), ~third)
@@ -416,7 +416,7 @@ def test_a_text_does_not_move_another(setting: tuple[str, str], small: int, monk
     monkeypatch.setattr(engine, "_SMALL", small)
     torch.manual_seed(1)
     gpt, tokens = GPT(11, TransformerShape(32, 2, 4, 12)), torch.randint(11, (12, 10))
-    sums = ClippedGradients(gpt, FLAT, rows=2, precision=precision, grouped=True)  # type: ignore[arg-type]
+    sums = ClippedGradients(gpt, FLAT, rows=2, precision=precision, groups=True)  # type: ignore[arg-type]
     for record in (0, 3, 5):
         only = torch.arange(6) == record
         first = summed(sums, lambda: gpt.losses(tokens), only)
@@ -562,7 +562,7 @@ def test_no_share_hangs_on_whether_there_is_room_for_groups(monkeypatch: pytest.
     model, losses = model_and_losses("gpt", 8, 4)
 
     def total(grouped: bool, room: bool, present: Tensor) -> Tensor:
-        sums = ClippedGradients(model, FLAT, rows=1, precision="bf16", grouped=grouped)
+        sums = ClippedGradients(model, FLAT, rows=1, precision="bf16", groups=grouped)
         sums.reset()
         sums.add(lambda: losses(slice(None)), present, room)
         return sums.total.clone()

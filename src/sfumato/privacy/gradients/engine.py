@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InternalError, UserError
+from sfumato.privacy._touches import GROUPED_SLACK
 from sfumato.privacy.gradients import kernels
 from sfumato.privacy.gradients.compiled import CompiledEmbedding, CompiledLinear, CompiledNorm, as_convolution
 from sfumato.privacy.gradients.contributions import Contribution, Ghost, Instantiated, Places, choose, places_of
@@ -40,7 +41,6 @@ _MANY = 32  # positions of a record from which on a convolution's gradient is wo
 _FEW = 8  # positions of a record from which on compiled linear layers pay in float32
 
 _REST = 1e-6
-_ERROR_PER_GROUPED = 2 * 1.01 * 8 * 2.0**-24  # at most eight records are added in float32, twice that for neighbours
 
 
 def groupable(expected_batch: float) -> int:
@@ -61,7 +61,7 @@ def rounding_slack(expected_batch: float, grouped: int = 0) -> float:
         grouped: leave room to add so many records of a step in groups of at most eight in float32, each record off by
             at most 8 units of roundoff; further ones are added in double precision.
     """
-    return _REST + 2.0**-52 * (4 * expected_batch + 1000) ** 2 + _ERROR_PER_GROUPED * grouped
+    return _REST + 2.0**-52 * (4 * expected_batch + 1000) ** 2 + GROUPED_SLACK * grouped
 
 
 class Clipping(NamedTuple):
@@ -122,7 +122,7 @@ class ClippedGradients:
         clipping: Clipping,
         *,
         rows: int,
-        grouped: bool = False,
+        groups: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
         beside: ClippedGradients | None = None,
     ) -> None:
@@ -132,7 +132,7 @@ class ClippedGradients:
                 has dropout.
             clipping: radius and kind.
             rows: rows of the batch that belong to one record; its loss is their mean.
-            grouped: whether the plan left room to add records of linear layers in groups. All shares are then formed
+            groups: whether the plan left room to add records of linear layers in groups. All shares are then formed
                 as groups need it, whether a record is in one or not: none may hang on how many others there are.
             precision: `bf16` runs forward and backward under autocast; norms and sums stay in wider numbers.
             beside: the engine of another copy of the model, in another thread; it examines the model for both, and two
@@ -155,7 +155,7 @@ class ClippedGradients:
                     "torch.func, which is slower.",
                     stacklevel=2,
                 )
-        self._grouped = grouped
+        self._groups = groups
         self._workspace, self._scratch = Workspace(), kernels.Scratch()
         self._examined = beside is not None
         formed = any(self._formed(layer) for layer in self.layers)
@@ -178,7 +178,7 @@ class ClippedGradients:
         """Starts a new sum at zero; call it for all engines of a sum before one of them adds."""
         self.sum.reset()
 
-    def add(self, losses: Callable[[], Tensor], present: Tensor, room: bool = True) -> None:
+    def add(self, losses: Callable[[], Tensor], present: Tensor, room: bool = False) -> None:
         """Adds the clipped gradients of one chunk of records.
 
         Args:
@@ -271,7 +271,7 @@ class ClippedGradients:
     def _contribution(self, way: str, layer: Layer, reading: Reading, places: Places, room: bool) -> Contribution:
         match way:
             case "compiled linear":
-                how = self._level, self._grouped, room
+                how = self._level, self._groups, room
                 return CompiledLinear(layer, reading, self.rows, places, self._scratch, *how)
             case "compiled embedding":
                 return CompiledEmbedding(reading, self.rows, places, self._level)

@@ -241,7 +241,7 @@ def refuse_uses_elsewhere(layers: list[Layer], losses: Callable[[], Tensor]) -> 
 
 
 def _cut(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
-    return output.detach().requires_grad_()
+    return output.detach().requires_grad_().clone()  # the copy may be overwritten, as a layer's output may
 
 
 def refuse_meetings(ends: Mapping[str, tuple[Tensor, Tensor]], losses: Tensor, rows: int) -> None:
