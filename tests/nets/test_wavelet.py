@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfumato.nets.wavelet import haar, haar_scales, inverse_haar, inverse_haar_scales
+from sfumato.nets.wavelet import haar, haar_approximation, haar_scales, inverse_haar, inverse_haar_scales
 
 
 @given(n=st.integers(1, 3), channels=st.integers(1, 4), height=st.integers(1, 6), width=st.integers(1, 6))
@@ -61,3 +61,9 @@ def test_whole_numbers_are_transformed_exactly() -> None:
         assert torch.equal(one.double(), other)
         assert torch.equal(one * 2**4, (one * 2**4).round())
     assert torch.equal(inverse_haar_scales(single), images.float())
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 3, 5])
+def test_the_approximation_alone_is_the_same_to_the_bit(levels: int) -> None:
+    images = torch.randint(0, 256, (3, 2, 64, 32), generator=torch.Generator().manual_seed(levels)).float()
+    assert torch.equal(haar_approximation(images, levels), haar_scales(images, levels)[0])
