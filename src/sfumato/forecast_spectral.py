@@ -210,8 +210,8 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
     def drawing(count: int) -> float:
         return _seconds(lambda: list(model.sample(torch.full((count,), label), 0, hardware, batch=count)))
 
-    crew_size = torch.get_num_threads() if hardware.device.type == "cpu" else 1
-    seconds = _per_row(training, method.chunk, 7 * crew_size)
+    workers = torch.get_num_threads() if hardware.device.type == "cpu" else 1
+    seconds = _per_row(training, method.chunk, 7 * workers)  # once, then three times two chunks, of each worker
     pictures = 1 / _per_row(drawing, _PICTURES)
     public = _public_seconds(method, model, hardware)
     warm = method.warm_steps * method.warm_batch * seconds if method.warm_share else 0.0

@@ -19,9 +19,8 @@ from typing import Any
 
 from sfumato._files import writable, write_json
 from sfumato.config import RunConfig, validated
-from sfumato.data._staging import check_new
 from sfumato.data.folder import ImageFolder
-from sfumato.data.release import Provenance, Samples, write_release
+from sfumato.data.release import Provenance, Samples, check_new, write_release
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.hardware import Hardware, choose_hardware, keep_freed_memory
 from sfumato.privacy.ledger import Charge, Ledger
@@ -32,7 +31,7 @@ from sfumato.privacy.session import Session
 from sfumato.privacy.statement import PrivacyStatement
 from sfumato.report.render import write_internal
 from sfumato.workflows import Report as Report
-from sfumato.workflows import Work, workflow
+from sfumato.workflows import Wanted, Work, workflow
 
 DRAWN = "drawn"
 """Sub-folder of a run for pictures of releases that are not written yet."""
@@ -279,8 +278,8 @@ def draw(
         hardware: where to compute.
         keep: folder of this drawing and no other; if it is cut off, the same call goes on from what is there.
     """
-    config = run.config
-    found = workflow(config.method).draw(run.work, model, count, seed, report, hardware or choose_hardware(), keep)
+    config, wanted = run.config, Wanted(count, seed, keep)
+    found = workflow(config.method).draw(run.work, model, wanted, report, hardware or choose_hardware())
     return Samples(
         pixels=found.pixels,
         labels=found.labels,

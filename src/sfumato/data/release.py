@@ -24,6 +24,7 @@ from PIL import Image
 from sfumato import __version__
 from sfumato._files import sha256_file
 from sfumato.data._staging import DONE, new_folder, seal
+from sfumato.data._staging import check_new as check_new
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.report.croissant import croissant
 from sfumato.report.facts import ReleaseFacts, shown

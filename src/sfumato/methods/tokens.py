@@ -129,13 +129,16 @@ def public_model(
         files: the run's own copy, and one that further runs on the same public set find.
         progress: told (stage, steps done, steps in all).
     """
-    known = {file: load_public_model(config, image, condition, file) for file in files}
-    found = next((model for model in known.values() if model is not None), None)
+    found, without = None, []
+    for file in files:
+        if (found := load_public_model(config, image, condition, file)) is not None:
+            break
+        without.append(file)
     unfinished = files[0].with_name(UNFINISHED) if files else None
     if found is None:
         pixels, vectors = read()
         found = _learnt(config, image, pixels, vectors, condition, seed, hardware, progress, unfinished)
-    for file in (file for file, model in known.items() if model is None):
+    for file in (file for file in files if file in without or not file.exists()):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(file, save(found.state()), 0o600)
     if unfinished is not None:

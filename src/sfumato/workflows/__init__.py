@@ -43,6 +43,21 @@ class Work:
     models: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Images that are to be drawn from a finished run.
+
+    Attributes:
+        count: of them.
+        seed: public; another seed gives other images.
+        keep: folder of this drawing and no other, for its parts until it is complete; None keeps nothing.
+    """
+
+    count: int
+    seed: int
+    keep: Path | None = None
+
+
 class Drawn(NamedTuple):
     """Images of a finished run.
 
@@ -85,17 +100,8 @@ class Workflow(Protocol):
     def load(self, work: Work, not_private: bool) -> Any:
         """The model that `fit` saved."""
 
-    def draw(
-        self,
-        work: Work,
-        model: Any,
-        count: int,
-        seed: int,
-        report: Report,
-        hardware: Hardware,
-        keep: Path | None,
-    ) -> Drawn:
-        """`count` images in the class shares of the settings; free. Parts are kept in the folder `keep`, if any."""
+    def draw(self, work: Work, model: Any, wanted: Wanted, report: Report, hardware: Hardware) -> Drawn:
+        """Images in the class shares of the settings; free."""
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """What of the world outside went into the run, a sentence each."""

@@ -20,7 +20,7 @@ from sfumato.methods.population import Population, images_of, to_size
 from sfumato.pretrained.renders import Renders
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
-from sfumato.workflows import Drawn, Report, Work, gathered
+from sfumato.workflows import Drawn, Report, Wanted, Work, gathered
 
 TOLD = 12
 """Captions in a report."""
@@ -73,19 +73,10 @@ class EvolutionWorkflow:
         """Reads the survivors."""
         return Population.load(work.folder, not_private)
 
-    def draw(
-        self,
-        work: Work,
-        model: Population,
-        count: int,
-        seed: int,
-        report: Report,
-        hardware: Hardware,
-        keep: Path | None,
-    ) -> Drawn:
+    def draw(self, work: Work, model: Population, wanted: Wanted, report: Report, hardware: Hardware) -> Drawn:
         """The images that won, then further ones; with another seed than the run's, further ones only."""
         config, settings, models = work.config, self.settings(work.config), self.models(work)
-        classes = config.classes or ()
+        count, seed, classes = wanted.count, wanted.seed, config.classes or ()
         places = model.places(count, max(len(classes), 1))
 
         def more(some: NDArray[np.int64], first: int) -> Renders:
@@ -97,7 +88,7 @@ class EvolutionWorkflow:
         upscaler = models["upscaler"] if settings.upscaler else None
         finish = partial(to_size, upscaler=upscaler, size=settings.release_size)
         own = seed == config.seed
-        parts = images_of(model, places, more, as_they_are=own, part=settings.part, finish=finish, keep=keep)
+        parts = images_of(model, places, more, as_they_are=own, part=settings.part, finish=finish, keep=wanted.keep)
         pixels = gathered(parts, count, report)
         texts = [model.texts[place] for place in places]
         return Drawn(pixels, model.labels[places] if classes else None, texts if any(texts) else None)

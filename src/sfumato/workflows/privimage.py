@@ -16,7 +16,7 @@ from sfumato.methods.privimage_model import PrivImageModel
 from sfumato.methods.semantic import public_classes
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
-from sfumato.workflows import READING, Drawn, Report, Work, gathered
+from sfumato.workflows import READING, Drawn, Report, Wanted, Work, gathered
 from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, labels_of, share_requests
 
 
@@ -84,20 +84,11 @@ class PrivImageWorkflow:
         shape = work.config.privimage.shape(work.config.image.spec().shape, len(work.config.classes or ()))
         return PrivImageModel.load(work.folder, not_private, shape)
 
-    def draw(
-        self,
-        work: Work,
-        model: PrivImageModel,
-        count: int,
-        seed: int,
-        report: Report,
-        hardware: Hardware,
-        keep: Path | None,
-    ) -> Drawn:
+    def draw(self, work: Work, model: PrivImageModel, wanted: Wanted, report: Report, hardware: Hardware) -> Drawn:
         """Samples the network."""
-        labels = labels_of(work, count, seed)
-        parts = model.sample(labels.clamp(min=0), seed, hardware, keep=keep)
-        pixels = gathered((part.numpy() for part in parts), count, report)
+        labels = labels_of(work, wanted.count, wanted.seed)
+        parts = model.sample(labels.clamp(min=0), wanted.seed, hardware, keep=wanted.keep)
+        pixels = gathered((part.numpy() for part in parts), wanted.count, report)
         return Drawn(pixels, labels.numpy() if work.config.classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:

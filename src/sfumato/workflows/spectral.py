@@ -22,7 +22,7 @@ from sfumato.pretrained.interfaces import Identity, TextEmbedder
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
 from sfumato.report.facts import PIECES
-from sfumato.workflows import READING, Drawn, Report, Work, gathered
+from sfumato.workflows import READING, Drawn, Report, Wanted, Work, gathered
 from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, labels_of, share_requests
 
 
@@ -73,20 +73,11 @@ class SpectralWorkflow:
         """Reads the model."""
         return SpectralModel.load(work.folder, not_private)
 
-    def draw(
-        self,
-        work: Work,
-        model: SpectralModel,
-        count: int,
-        seed: int,
-        report: Report,
-        hardware: Hardware,
-        keep: Path | None,
-    ) -> Drawn:
+    def draw(self, work: Work, model: SpectralModel, wanted: Wanted, report: Report, hardware: Hardware) -> Drawn:
         """Samples coarse tokens and adds detail."""
-        labels = labels_of(work, count, seed)
-        parts = model.sample(labels, seed, hardware, keep=keep)
-        pixels = gathered((part.numpy() for part in parts), count, report)
+        labels = labels_of(work, wanted.count, wanted.seed)
+        parts = model.sample(labels, wanted.seed, hardware, keep=wanted.keep)
+        pixels = gathered((part.numpy() for part in parts), wanted.count, report)
         return Drawn(pixels, labels.numpy() if work.config.classes else None)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
