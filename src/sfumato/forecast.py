@@ -15,7 +15,7 @@ from sfumato.methods.privimage_settings import FINE_TUNING, WARM_START
 from sfumato.methods.published import QUERY_MULTIPLIER, renyi_multiplier
 from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.run import make_plan
-from sfumato.speed import Speed, seconds_beside_training, settled
+from sfumato.speed import Speed, duration, seconds_beside_training, settled
 
 
 class AnyForecast(Protocol):
@@ -98,15 +98,11 @@ class Forecast:
             f"Network: {self.parameters:,} trained parameters, {self.multiply_adds / 1e6:,.0f} million multiply-adds a "
             f"picture, {self.operations:.2g} operations in private training; noise of norm {self.noise_per_step:.3g} "
             "per step in a mean gradient of norm at most 1",
-            f"Speed: {self.rows_per_second:,.0f} rows a second here, so about {_duration(self.training_minutes)} of "
-            f"private training and {_duration(self.total_minutes)} in all; {self.memory_megabytes:,.0f} MB for "
+            f"Speed: {self.rows_per_second:,.0f} rows a second here, so about {duration(self.training_minutes)} of "
+            f"private training and {duration(self.total_minutes)} in all; {self.memory_megabytes:,.0f} MB for "
             "activations and gradients",
         ]
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
-
-
-def _duration(minutes: float) -> str:
-    return f"{minutes:.1f} minutes" if minutes < 600 else f"{minutes / 60:,.0f} hours"
 
 
 def forecast(config: RunConfig, hardware: Hardware | None = None, speed: Speed | None = None) -> Forecast:

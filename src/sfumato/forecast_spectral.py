@@ -37,7 +37,7 @@ from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
 from sfumato.run import make_plan
-from sfumato.speed import READ_PER_SECOND, with_check
+from sfumato.speed import READ_PER_SECOND, duration, with_check
 from sfumato.workflows.spectral import public_side
 
 _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
@@ -112,13 +112,13 @@ class SpectralForecast:
 
     def __str__(self) -> str:
         speed = self.speed
+        pace = f"{speed.rows_per_second:,.0f}" if speed.rows_per_second >= 10 else f"{speed.rows_per_second:.2g}"
         lines = [
             *self.plan.in_words(),
             f"Private stage: {self.tokens} tokens a record; {speed.parameters:,} parameters move ({speed.trained}); "
             f"noise of norm {self.noise:.3g} in the mean of all gradients, whose norm is at most 1",
-            f"Speed: {speed.rows_per_second:,.0f} records a second here, so about {self.training_minutes:.1f} minutes "
-            f"of private training and {self.total_minutes:.1f} in all, {speed.public_seconds / 60:.1f} of them on "
-            "public images",
+            f"Speed: {pace} records a second here, so about {duration(self.training_minutes)} of private training and "
+            f"{duration(self.total_minutes)} in all, {duration(speed.public_seconds / 60)} of them on public images",
             "Oracle floor on public images (their true coarse image and a detail stage):",
             "  levels  coarse    detail        energy   psnr  sharpness",
         ]

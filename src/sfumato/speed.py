@@ -316,3 +316,8 @@ def in_time(config: RunConfig, hardware: Hardware | None = None) -> RunConfig:
     if not _open(config):
         return config
     return proportioned(_clear_means(config), _PRESET.batch * _PRESET.steps, _parameters(config, config.privimage))
+
+
+def duration(minutes: float) -> str:
+    """Minutes in words; hours, where they are many."""
+    return f"{minutes:.1f} minutes" if minutes < 600 else f"{minutes / 60:,.0f} hours"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,7 @@ def test_forecast(public: Path) -> None:
     assert found.speed.rows_per_second > 0
     text = str(found)
     assert "Oracle floor" in text
+    assert "100 hours of private training" in str(replace(found, training_minutes=6000.0))
     assert "regression" in text
     assert json.loads(json.dumps(found.to_json()))["floors"][0]["levels"] == 1
 
