@@ -104,6 +104,34 @@ GROUPS: dict[str, tuple[Mutant, ...]] = CONTRIBUTED | {
             "            part = chosen[begin : begin + size]\n            size = len(part)\n",
             "privacy/test_records.py::test_chunks_have_one_shape",
         ),
+        Mutant(
+            "a caption by the place in the chunk",
+            "privacy/captions.py",
+            "torch.from_numpy(counts[:, row])).numpy()[places]",
+            "torch.from_numpy(counts[:, row])).numpy()[places] * 0 + places % np.maximum(1, counts[places, row])",
+            "privacy/test_captions.py::test_removing_a_record_leaves_what_the_others_are_told",
+        ),
+        Mutant(
+            "captions shown to votes and sums",
+            RECORDS,
+            "if captions and self._captions else None",
+            "if self._captions else None",
+            "privacy/test_captions.py::test_training_alone_is_told",
+        ),
+        Mutant(
+            "captions embedded in batches of any size",
+            "privacy/captions.py",
+            'self._describe([*texts, *[""] * (TOGETHER - len(texts))])',
+            "self._describe(texts)",
+            "privacy/test_captions.py::test_captions_are_embedded_in_calls_of_one_shape_and_kept_as_vectors_alone",
+        ),
+        Mutant(
+            "captions that meet let in",
+            TRAINING,
+            "torch.where(others[:, None], 0.0, rows.captions)",
+            "rows.captions",
+            "privacy/test_captions.py::test_losses_in_which_captions_meet_are_refused",
+        ),
     ),
     "accounting": (
         Mutant(
@@ -195,8 +223,8 @@ GROUPS: dict[str, tuple[Mutant, ...]] = CONTRIBUTED | {
             "a prompt from `text`",
             "run.py",
             "        texts=found.texts,",
-            '        texts=[entry.text or "" for entry in ImageFolder(Path(run.facts["private"])).entries()],',
-            "privacy/test_break_public.py::test_captions_of_private_records_are_read_nowhere",
+            '        texts=["".join(entry.text) for entry in ImageFolder(Path(run.facts["private"])).entries()],',
+            "privacy/test_break_public.py::test_captions_of_private_records_are_read_by_records_alone",
         ),
     ),
     "ledger": (

@@ -77,9 +77,15 @@ class FittedModel:
     def __init__(self, finished: run.Run, model: Any) -> None:
         self._run, self._model = finished, model
 
-    def sample(self, count: int, *, seed: int = 0) -> Samples:
-        """`count` images with their provenance, in equal class shares; costs no privacy."""
-        return run.draw(self._run, self._model, count, seed)
+    def sample(self, count: int, *, seed: int = 0, prompts: Sequence[str] = ()) -> Samples:
+        """`count` images with their provenance, in equal class shares; costs no privacy.
+
+        Args:
+            count: images.
+            seed: public; another seed gives other images.
+            prompts: public texts to draw under, for a model that was told captions; none may come from private records.
+        """
+        return run.draw(self._run, self._model, count, seed, prompts=tuple(prompts))
 
     @property
     def statement(self) -> str:

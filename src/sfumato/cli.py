@@ -210,6 +210,10 @@ def sample(
     out_dir: Annotated[Path, typer.Argument(help="Release folder to make.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images to make.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 1,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Text file of public prompts, a line each, for a model that was told captions."),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -220,14 +224,16 @@ def sample(
     Example:
 
         sfumato sample release.run more/ -n 5000
+
+        sfumato sample release.run circles/ -n 200 --prompts prompts.txt
     """
     from sfumato import run
     from sfumato.hardware import choose_hardware
 
-    finished = run.Run(run_dir)
+    finished, texts = run.Run(run_dir), _lines(prompts)
     with progress(as_json) as report:
-        model = run.load_model(finished)
-        run.make_release(finished, model, count, seed, out_dir, report, hardware=choose_hardware(device))
+        model, hardware = run.load_model(finished), choose_hardware(device)
+        run.make_release(finished, model, count, seed, out_dir, report, hardware=hardware, prompts=texts)
     _print_release(out_dir, as_json)
 
 
@@ -306,6 +312,19 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if given["public_ground"] is not None:
         public["ground"] = given["public_ground"]
     return settings | ({"image": image} if image else {}) | ({"public": public} if public else {})
+
+
+def _lines(file: Path | None) -> tuple[str, ...]:
+    """The lines of a text file that hold something; none without a file."""
+    if file is None:
+        return ()
+    try:
+        found = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The prompts in {file} cannot be read; give a text file, a prompt a line.") from error
+    if not found:
+        raise UserError(f"There are no prompts in {file}; give a text file, a prompt a line.")
+    return found
 
 
 def _shares(text: str) -> str | list[float]:

@@ -137,6 +137,11 @@ class RunConfig(BaseModel):
             if self.public is None:
                 raise ValueError("spectral learns its tokens from public images; give a folder of them with --public")
             self.spectral.refuse_sizes(self.image.spec().shape)
+            if self.spectral.condition == "captions" and self.classes:
+                raise ValueError(
+                    "spectral.condition: captions draws images under prompts and not in classes; leave out classes, or "
+                    "set spectral.condition to class or text"
+                )
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,9 @@ from sfumato.run import make_plan
 from sfumato.speed import READ_PER_SECOND, duration, with_check
 from sfumato.workflows.spectral import public_side
 
+TOLD_PER_SECOND = 150.0
+"""Captions that a text embedder of MiniLM's size takes on two cores."""
+
 _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
 _DRAWN = 2.0  # pictures drawn for one that is released, where a label check sorts them; as on Fashion-MNIST
 _PATIENCE = 30.0  # seconds of a trial, if many rows cost no less each than one alone
@@ -150,7 +153,8 @@ def forecast_spectral(config: RunConfig, hardware: Hardware | None = None) -> Sp
     batch = method.expected_batch(size)
     noise = touch.noise_multiplier * (1 + touch.slack) / batch * (speed.parameters / touch.steps) ** 0.5
     found, errors = _reach(config, hardware)
-    notes = ["The time does not include the reading of public images."]
+    told = " and their captions" if method.condition == "captions" else ""
+    notes = [f"The time does not include the reading of public images{told}."]
     if size is None:
         notes.append("No size was declared: rate, delta and divisor are the preset's.")
     elif batch / size > 0.5:
@@ -288,7 +292,8 @@ def _condition(config: RunConfig) -> Condition:
 
 def _beside_training(config: RunConfig, speed: SpectralSpeed) -> float:
     """Seconds of intake, public stage, warm start and sampling."""
-    intake = (config.public_size or 0) / READ_PER_SECOND
+    read = 1 / READ_PER_SECOND + (1 / TOLD_PER_SECOND if config.spectral.condition == "captions" else 0)
+    intake = (config.public_size or 0) * read  # one caption each
     once = speed.public_seconds + speed.warm_seconds + speed.check_seconds
     return intake + once + config.count / speed.pictures_per_second
 

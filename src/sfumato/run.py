@@ -11,12 +11,14 @@ import hashlib
 import json
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sfumato._files import check_folders as check_folders
 from sfumato._files import writable, write_json
 from sfumato.config import RunConfig, validated
 from sfumato.data.folder import ImageFolder
@@ -141,26 +143,6 @@ def prepare(
     return Run(folder, models)
 
 
-def check_folders(private: Path, release: Path | None, folder: Path) -> None:
-    """Refuses arrangements of folders that would mix private and public files (UserError)."""
-    if not private.is_dir():
-        raise UserError(f"The private folder {private} does not exist or is not a folder.")
-    inside = private.resolve()
-    for name, path in (("release", release), ("run", folder)):
-        if path is None:
-            continue
-        target = path.resolve()
-        if target == inside or inside in target.parents:
-            raise UserError(f"The {name} folder {path} lies inside the private folder; choose a place outside it.")
-        if target in inside.parents:
-            raise UserError(f"The private folder lies inside the {name} folder {path}; choose another place for it.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            remedy = f" To finish an interrupted run: sfumato resume {path}" if name == "run" else ""
-            raise UserError(f"The {name} folder {path} already exists; nothing is overwritten.{remedy}")
-    if release is not None and (release.resolve() == folder.resolve() or release.resolve() in folder.resolve().parents):
-        raise UserError("The run folder holds private values and must not lie inside the release folder.")
-
-
 def train(run: Run, report: Report = silent, *, noise: Noise | None = None, hardware: Hardware | None = None) -> Any:
     """Spends the budget: intake, ledger, touches; or what a crash left of them.
 
@@ -200,14 +182,12 @@ def _intake(
     run: Run, config: RunConfig, facts: dict[str, Any], plan: Plan, ledger: Ledger, report: Report, not_private: bool
 ) -> PrivateRecords:
     """Reads the private folder, enters the plan on the ledger, and writes the internal report."""
-    spec = config.image.spec()
-    done = 0
+    spec, done = config.image.spec(), Counter[str]()
 
-    def one_more() -> None:
-        nonlocal done
-        done += 1
-        if done % 64 == 0:
-            report("reading images", done, config.public_size)
+    def one_more(stage: str) -> None:
+        done[stage] += 1
+        if done[stage] % 64 == 0:
+            report(stage, done[stage], config.public_size)
 
     records, found = PrivateRecords.intake(
         ImageFolder(Path(facts["private"])),
@@ -218,6 +198,7 @@ def _intake(
         folder=run.folder / "private",
         key=record_key(bytes.fromhex(facts["key"])),
         fingerprint_key=ledger.fingerprint_key(),
+        describe=workflow(config.method).describe(run.work),
         progress=one_more,
     )
     if found.images == 0:
@@ -265,6 +246,7 @@ def draw(
     report: Report = silent,
     *,
     hardware: Hardware | None = None,
+    prompts: tuple[str, ...] = (),
     keep: Path | None = None,
 ) -> Samples:
     """Samples `count` images, in the class shares of the settings. Free: post-processing.
@@ -276,9 +258,15 @@ def draw(
         seed: public; another seed gives other images.
         report: progress.
         hardware: where to compute.
+        prompts: public texts to draw under in place of the run's own, if its model hears captions.
         keep: folder of this drawing and no other; if it is cut off, the same call goes on from what is there.
+
+    Raises:
+        UserError: there are prompts, and the model hears none.
     """
-    config, wanted = run.config, Wanted(count, seed, keep)
+    config, wanted = run.config, Wanted(count, seed, prompts, keep)
+    if prompts and workflow(config.method).describe(run.work) is None:
+        raise UserError("This run's model hears no prompts; it would have to be told captions (Spectral's condition).")
     found = workflow(config.method).draw(run.work, model, wanted, report, hardware or choose_hardware())
     return Samples(
         pixels=found.pixels,
@@ -324,25 +312,34 @@ def publish(run: Run, samples: Samples, out: Path, report: Report = silent) -> P
 
 
 def make_release(
-    run: Run, model: Any, count: int, seed: int, out: Path, report: Report = silent, *, hardware: Hardware | None = None
+    run: Run,
+    model: Any,
+    count: int,
+    seed: int,
+    out: Path,
+    report: Report = silent,
+    *,
+    hardware: Hardware | None = None,
+    prompts: tuple[str, ...] = (),
 ) -> Path:
     """Draws images and publishes them. Cut off, the same call goes on: what was drawn is kept until it is published.
 
     Raises:
-        UserError: `out` is occupied, or cannot be written.
+        UserError: `out` is occupied, or cannot be written; or as `draw`.
     """
     check_new(out)
-    keep = _drawn(run, count, seed, out)
-    publish(run, draw(run, model, count, seed, report, hardware=hardware, keep=keep), out, report)
+    keep = _drawn(run, count, seed, out, prompts)
+    publish(run, draw(run, model, count, seed, report, hardware=hardware, prompts=prompts, keep=keep), out, report)
     _forget(keep)
     return out
 
 
-def _drawn(run: Run, count: int, seed: int, out: Path) -> Path | None:
+def _drawn(run: Run, count: int, seed: int, out: Path, prompts: tuple[str, ...] = ()) -> Path | None:
     """Where the pictures of a release are kept until it is written; nowhere where there will be none."""
     if run._read("TRAINED")["not_private"]:
         return None
-    return run.folder / DRAWN / f"{count}-{seed}-{hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]}"
+    name = "\n".join((str(out.resolve()), *prompts))
+    return run.folder / DRAWN / f"{count}-{seed}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _forget(keep: Path | None) -> None:

@@ -38,7 +38,10 @@ def describe(root: Path, *lines: object) -> Path:
     return root
 
 
-def listed(folder: ImageFolder) -> list[tuple[str, str | None, str | None, str | None]]:
+Row = tuple[str, str | None, str | None, tuple[str, ...]]
+
+
+def listed(folder: ImageFolder) -> list[Row]:
     return [(entry.identity, entry.label, entry.person, entry.text) for entry in folder.entries()]
 
 
@@ -61,11 +64,11 @@ def test_flat_and_class_folders(tmp_path: Path) -> None:
     make(tmp_path, "b.png", "cat/1.jpg", "cat/deep/er/2.jpg", "dog/1.jpg", "a.webp")
     folder = ImageFolder(str(tmp_path))
     want = [
-        ("a.webp", None, None, None),
-        ("b.png", None, None, None),
-        ("cat/1.jpg", "cat", None, None),
-        ("cat/deep/er/2.jpg", "cat", None, None),
-        ("dog/1.jpg", "dog", None, None),
+        ("a.webp", None, None, ()),
+        ("b.png", None, None, ()),
+        ("cat/1.jpg", "cat", None, ()),
+        ("cat/deep/er/2.jpg", "cat", None, ()),
+        ("dog/1.jpg", "dog", None, ()),
     ]
     assert listed(folder) == want
     assert listed(folder) == want
@@ -196,14 +199,14 @@ def test_metadata_decides(tmp_path: Path) -> None:
         tmp_path,
         {"file_name": "dog/4.png", "label": "wolf", "text": "a wolf", "person_id": "p1"},
         {"file_name": "cat/3.png", "text": None, "label": ""},
-        {"file_name": "2.png", "label": 7, "person_id": 12, "extra": [1, 2]},
-        {"file_name": "1.png"},
+        {"file_name": "2.png", "label": 7, "person_id": 12, "extra": [1, 2], "text": ["two", 2, None, ""]},
+        {"file_name": "1.png", "text": []},
     )
     assert listed(ImageFolder(tmp_path)) == [
-        ("1.png", None, None, None),
-        ("2.png", "7", "12", None),
-        ("cat/3.png", "cat", None, None),
-        ("dog/4.png", "wolf", "p1", "a wolf"),
+        ("1.png", None, None, ()),
+        ("2.png", "7", "12", ("two", "2")),
+        ("cat/3.png", "cat", None, ()),
+        ("dog/4.png", "wolf", "p1", ("a wolf",)),
     ]
     assert findings(tmp_path) == {Finding.unlisted: 1}
 
@@ -239,6 +242,8 @@ def test_bad_lines_are_findings(tmp_path: Path) -> None:
         {"file_name": "1.png", "label": ["a"]},
         {"file_name": "1.png", "person_id": {"a": 1}},
         {"file_name": "1.png", "text": False},
+        {"file_name": "1.png", "text": ["a", ["b"]]},
+        {"file_name": "1.png", "text": {"en": "a"}},
     ]
     outside = [{"file_name": name} for name in ("/etc/passwd.png", "../1.png", "a/../1.png", "..")]
     absent = [{"file_name": name} for name in ("0.png", "gone.png", "3.png", "1.png/x", "metadata.jsonl")]
@@ -292,7 +297,7 @@ def test_repeated_lines_of_one_person_count_once_and_disputed_ones_not_at_all(tm
         {"file_name": "3.png"},
         {"file_name": "2.png", "person_id": "b"},
     )
-    assert listed(ImageFolder(tmp_path)) == [("1.png", None, "a", "first")]
+    assert listed(ImageFolder(tmp_path)) == [("1.png", None, "a", ("first",))]
     assert findings(tmp_path) == {Finding.repeated: 1, Finding.disputed: 5}
 
 
@@ -308,7 +313,7 @@ def test_removing_a_person_changes_no_other_entry(
     """A person leaves: their lines and the files that these name go. Every other entry stays as it was."""
     root = make(tmp_path_factory.mktemp("people"), *(f"{number}.png" for number, _, _ in lines))
 
-    def state(present: list[tuple[int, str, str]]) -> list[tuple[str, str | None, str | None, str | None]]:
+    def state(present: list[tuple[int, str, str]]) -> list[Row]:
         rows = ({"file_name": f"{number}.png", "person_id": who, "text": text} for number, who, text in present)
         return listed(ImageFolder(describe(root, *rows)))
 
@@ -342,7 +347,7 @@ def test_metadata_below_the_top_is_no_metadata(tmp_path: Path) -> None:
 def test_undecodable_names_can_be_named_in_metadata(tmp_path: Path) -> None:
     make(tmp_path, b"\xff.png")
     describe(tmp_path, rb'{"file_name": "\udcff.png", "label": "l"}')
-    assert listed(ImageFolder(tmp_path)) == [(os.fsdecode(b"\xff.png"), "l", None, None)]
+    assert listed(ImageFolder(tmp_path)) == [(os.fsdecode(b"\xff.png"), "l", None, ())]
 
 
 @settings(max_examples=100, deadline=None)
@@ -424,5 +429,5 @@ def test_class_folders(tmp_path: Path) -> None:
 def test_representations_tell_nothing(tmp_path: Path) -> None:
     folder = ImageFolder(make(tmp_path / "Smith", "Smith/Smith.png"))
     entry = next(folder.entries())
-    assert entry == Entry("Smith/Smith.png", "Smith", None, None)
+    assert entry == Entry("Smith/Smith.png", "Smith", None)
     assert "Smith" not in repr(folder) + str(folder) + repr(entry) + str(entry)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sfumato.hardware import Hardware
 from sfumato.methods.spectral_settings import SpectralConfig
 from sfumato.methods.tokens import PublicModel, public_model
+from sfumato.methods.told import Told
 from sfumato.nets.autoregressive import Condition
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -51,5 +52,8 @@ def pictures(count: int, seed: int = 0, channels: int = 1, side: int = 8) -> NDA
 @functools.cache
 def known(condition: Condition = Condition(), detail: str = "examples") -> PublicModel:  # noqa: B008
     """A public model of 60 pictures."""
-    told = torch.randn(60, condition.size, generator=torch.Generator().manual_seed(0)) if condition.size else None
+    told = None
+    if condition.size:
+        vectors = torch.randn(60, condition.size, generator=torch.Generator().manual_seed(0))
+        told = Told(vectors, torch.arange(60), torch.ones(60, dtype=torch.int64))
     return public_model(config(detail=detail), IMAGE, lambda: (pictures(60), told), condition, seed=0, hardware=CPU)

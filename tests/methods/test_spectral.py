@@ -44,6 +44,12 @@ def touches(settings: SpectralConfig) -> tuple[Touch, ...]:
     return *found, TrainingTouch(FINE_TUNING, 0.4, settings.steps, 2.0, 1.0, 1, request.slack, grouped=request.grouped)
 
 
+def quiet(settings: SpectralConfig) -> tuple[Touch, ...]:
+    """Hardly any noise, for what a model can learn from 40 records."""
+    request = settings.training_request(40)
+    return (TrainingTouch(FINE_TUNING, 0.5, settings.steps, 0.1, 1.0, 1, request.slack, grouped=request.grouped),)
+
+
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
     return np.array([[len(text), text.count("a"), 1.0] for text in texts], np.float32)
 
@@ -141,6 +147,37 @@ def test_tokens_are_released_under_the_class_that_they_show(tmp_path: Path) -> N
     assert first.items() < {file: file.stat().st_mtime_ns for file in keep.iterdir()}.items()
 
 
+def test_private_captions_teach_what_prompts_mean(tmp_path: Path) -> None:
+    """Public captions tell nothing; private ones say which half of the picture is dark."""
+    above, below = "aaaa", "b"
+    slope, plain = np.linspace(-90, 90, 8)[None, :, None], pictures(40, seed=3) * 0.3 + 90
+    sign = np.where(np.arange(40) % 2, -1, 1)[:, None, None, None]
+    pixels = np.clip(plain + sign * slope, 0, 255).astype(np.uint8)
+    shown = [Picture(f"{number:02}.png", one, text=((above, below)[number % 2],)) for number, one in enumerate(pixels)]
+    public = PublicSet(pixels, None, (), (("public",),) * 40)
+    settings = config(
+        condition="captions", warm_share=0.0, trained="full", steps=60, learning_rate=0.02, label_dropout=0.0
+    )
+    models = []
+    for name, describe in (("told", embed), ("untold", lambda texts: np.zeros((len(texts), 3), np.float32))):
+        folder = tmp_path / name
+        begun = session(
+            folder, noise=TestNoise(b"n"), pictures=shown, touches=quiet(settings), classes=None, describe=describe
+        )
+        side = PublicSide(lambda: public, "facts", folder, folder / "cache", (), embed, (above, below))
+        models.append(
+            spectral.fit(settings, begun, IMAGE, size=40, seed=0, hardware=CPU, progress=lambda *_: None, public=side)
+        )
+
+    def heard(model: SpectralModel) -> float:
+        images = drawn(model, count=60).float()
+        darker_above = images[:, 0, :4].mean((1, 2)) < images[:, 0, 4:].mean((1, 2))
+        return float((darker_above == (torch.arange(60) % 2 == 0)).float().mean())
+
+    assert heard(models[0]) > 0.85
+    assert heard(models[1]) < 0.7
+
+
 def test_the_label_check_sees_nothing_fine() -> None:
     """What a block's mean does not tell is not in the picture that the classifier is shown."""
     tokenizer, images = known().tokenizer, torch.from_numpy(pictures(10)).clamp(20, 200)
@@ -232,6 +269,7 @@ def test_settings_that_cannot_be() -> None:
         SpectralConfig().shape((3, 28, 28))
     paper = SpectralConfig.model_validate({"preset": "paper", "tokenizer": {"steps": 5}})
     assert (paper.levels, paper.tokenizer.steps, paper.tokenizer.layers) == (3, 5, 8)
+    assert paper.condition == "captions"
     assert paper.shape((3, 256, 256)).tokens == 256
     assert [paper.shape((3, 256, 256)).side(scale) for scale in range(4)] == [2, 2, 4, 8]
 

@@ -86,7 +86,7 @@ def test_batches_come_from_where_they_should(source: str, near: int) -> None:
         torch.stack([mean, torch.full((1, 4, 4), 0.95)]), torch.zeros(2, 1, 1, 4, 4), torch.tensor([200.0, 200.0])
     )
     generator = torch.Generator().manual_seed(0)
-    batches = warm_batches(band, prototypes, 1e-3, images, source, lambda labels: labels, 200, generator)  # type: ignore[arg-type]
+    batches = warm_batches(band, prototypes, 1e-3, images, source, lambda labels, _: labels, 200, generator)  # type: ignore[arg-type]
     tokens, labels = next(batches)
     assert labels.bincount().tolist() == pytest.approx([100, 100], abs=25)
     white = band.tokenizer.encode(torch.full((1, 1, 8, 8), 0.95 * 127.5 + 127.5), 1)
@@ -101,7 +101,7 @@ def test_unconditional_batches_have_no_label() -> None:
     mean = band.thumbnails(images).mean(0) / 127.5 - 1
     prototypes = Prototypes(mean[None], torch.zeros(1, 1, 1, 4, 4), torch.tensor([50.0]))
     generator = torch.Generator().manual_seed(0)
-    _, labels = next(warm_batches(band, prototypes, 1.0, images, "public", lambda labels: labels, 8, generator))
+    _, labels = next(warm_batches(band, prototypes, 1.0, images, "public", lambda labels, _: labels, 8, generator))
     assert labels.tolist() == [-1] * 8
 
 

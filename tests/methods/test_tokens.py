@@ -23,6 +23,7 @@ from sfumato.methods.tokens import (
     public_model,
     seen_in_training,
 )
+from sfumato.methods.told import Told
 from sfumato.nets.autoregressive import Condition
 
 TEXT = Condition("text", 5)
@@ -104,7 +105,7 @@ def test_found_again(tmp_path: Path) -> None:
     files = tmp_path / "run.safetensors", tmp_path / "cache" / "one.safetensors"
     calls = 0
 
-    def read() -> tuple[NDArray[np.uint8], Tensor | None]:
+    def read() -> tuple[NDArray[np.uint8], Told | None]:
         nonlocal calls
         calls += 1
         return pictures(40), None

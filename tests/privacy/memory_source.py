@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.privacy.captions import Describe
 from sfumato.privacy.records import PrivateRecords, Unit
 
 SHAPE = (1, 8, 8)
@@ -26,7 +27,7 @@ class Picture:
     pixels: NDArray[np.uint8] | None
     label: str | None = None
     person: str | None = None
-    text: str | None = None
+    text: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ def picture(number: int, label: str | None = None, person: str | None = None, re
 
 
 def held(
-    pictures: Sequence[Picture], folder: Path, *, unit: Unit = "image", classes: Sequence[str] | None = None
+    pictures: Sequence[Picture],
+    folder: Path,
+    *,
+    unit: Unit = "image",
+    classes: Sequence[str] | None = None,
+    describe: Describe | None = None,
 ) -> PrivateRecords:
     """The pictures as private records."""
     records, _ = PrivateRecords.intake(
@@ -73,5 +79,6 @@ def held(
         folder=folder,
         key=KEY,
         fingerprint_key=KEY,
+        describe=describe,
     )
     return records

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfumato.privacy.captions import Describe
 from sfumato.privacy.ledger import Charge, Ledger
 from sfumato.privacy.noise import Noise
 from sfumato.privacy.plan import HistogramTouch, Plan, SumTouch, Touch, TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.session import Session
+from sfumato.privacy.training import Crew
 from tests.privacy.memory_source import Picture, held, picture
 
 TOUCHES: tuple[Touch, ...] = (
@@ -34,6 +38,8 @@ def session(
     pictures: Sequence[Picture] = PICTURES,
     unit: str = "image",
     touches: Sequence[Touch] = TOUCHES,
+    classes: Sequence[str] | None = ("a", "b"),
+    describe: Describe | None = None,
 ) -> Session:
     """Opens the run in `folder`, making it on the first call; a second call is a resumption."""
     folder.mkdir(exist_ok=True)
@@ -44,8 +50,15 @@ def session(
             "run", Charge(10.0, 1e-5), planned.attempts(), planned.sha256(), unit, "0" * 64,
             not_private=not noise.private,
         )  # fmt: skip
-    records = held(pictures, folder / "private", unit=unit, classes=("a", "b"))  # type: ignore[arg-type]
+    records = held(pictures, folder / "private", unit=unit, classes=classes, describe=describe)  # type: ignore[arg-type]
     return Session(records, planned, ledger, "run", folder, noise)
+
+
+def sum_of_step(session: Session, learner: TinyLearner, chunk: int = 4, workers: int = 2) -> Tensor:
+    """The un-noised clipped sum over all records at step 3."""
+    everyone, touch = np.arange(session.records._size()), session.touch("training", TrainingTouch)
+    with contextlib.closing(Crew(learner, touch, chunk, "fp32", workers)) as crew:
+        return crew.clipped_sum(session.records, 3, everyone).clone()
 
 
 class TinyLearner:

@@ -1,4 +1,4 @@
-"""What is charged follows from public values alone, and captions of private records go nowhere."""
+"""What is charged follows from public values alone, and captions of private records go into private training alone."""
 
 from __future__ import annotations
 
@@ -28,11 +28,27 @@ def test_what_is_charged_does_not_know_the_folder(tmp_path: Path) -> None:
     assert lines[0][:2] == [plan.planned_epsilon, plan.delta]
 
 
-def test_captions_of_private_records_are_read_nowhere() -> None:
-    """`Entry.text` has no reader: no prompt, vocabulary or release can come from it."""
+def test_captions_of_private_records_are_read_by_records_alone() -> None:
+    """`Entry.text` has one reader, which keeps vectors: no prompt, vocabulary or release can come from it."""
     own = [ROOT / "run.py", ROOT / "api.py", ROOT / "evaluation.py", *ROOT.glob("cli*.py")]
     for room in ("privacy", "methods", "workflows", "audit"):
         own += (ROOT / room).rglob("*.py")
-    for path in own:
-        for node in ast.walk(ast.parse(path.read_text())):
-            assert not (isinstance(node, ast.Attribute) and node.attr == "text"), f"{path.name}:{node.lineno}"
+    readers = [
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for path in own
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "text"
+    ]
+    assert readers == ["privacy/records.py: entry.text"]
+
+
+def test_vectors_of_captions_are_asked_for_by_private_training_alone() -> None:
+    """Votes, sums and features get chunks without them (`tests/privacy/test_captions.py` sees it happen)."""
+    asking = [
+        path.relative_to(ROOT).as_posix()
+        for path in sorted(ROOT.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("_chunks")
+        if any(word.arg == "captions" for word in node.keywords) or len(node.args) > 5
+    ]
+    assert set(asking) == {"privacy/training.py"}

@@ -28,11 +28,7 @@ from tests.privacy.runs import TinyLearner
 def step_sum(folder: Path, pictures: list[Picture], unit: str, chunk: int = 4, workers: int = 2) -> Tensor:
     """The un-noised clipped sum over all records at step 3."""
     session = runs.session(folder, pictures=pictures, unit=unit, noise=TestNoise())
-    everyone = np.arange(session.records._size())
-    with contextlib.closing(
-        Crew(TinyLearner(), session.touch("training", TrainingTouch), chunk, "fp32", workers)
-    ) as crew:
-        return crew.clipped_sum(session.records, 3, everyone).clone()
+    return runs.sum_of_step(session, TinyLearner(), chunk, workers)
 
 
 @pytest.mark.parametrize("unit", ["image", "person"])

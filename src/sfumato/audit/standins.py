@@ -35,6 +35,7 @@ class Picture:
     label: str | None
     pixels: NDArray[np.uint8]
     person: str | None = None
+    text: tuple[str, ...] = ()
     digest: bytes = bytes(16)
     fault: str | None = None
 

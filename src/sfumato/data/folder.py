@@ -54,13 +54,13 @@ class Entry:
         identity: POSIX path below the root, the image's own identity; undecodable bytes are surrogate escapes.
         label: class name, or None.
         person: who the image belongs to, or None.
-        text: caption, or None.
+        text: captions, often one or none.
     """
 
     identity: str
     label: str | None
     person: str | None
-    text: str | None
+    text: tuple[str, ...] = ()
 
 
 class ImageFolder:
@@ -68,9 +68,10 @@ class ImageFolder:
 
     Without metadata every image candidate is an entry and its label is its first-level folder, however deep it lies.
     With a `metadata.jsonl` at the top, that file decides: a line is an object with `file_name` and optional `label`,
-    `person_id` and `text`, each a string or whole number; null and "" mean absent, and an absent label falls back to
-    the folder. Names are compared byte by byte: two spellings of one accented name are two files. An image candidate is
-    a regular file, not empty, with an extension in EXTENSIONS in upper or lower case; what it holds is for `decode`.
+    `person_id` and `text`, each a string or whole number; `text`, the caption, may be a list of several. Null and ""
+    mean absent, and an absent label falls back to the folder. Names are compared byte by byte: two spellings of one
+    accented name are two files. An image candidate is a regular file, not empty, with an extension in EXTENSIONS in
+    upper or lower case; what it holds is for `decode`.
 
     Args:
         root: the folder; may itself be a link.
@@ -111,7 +112,7 @@ class ImageFolder:
                 yield from self._described(metadata)
         except FileNotFoundError:
             for identity in self._walk():
-                yield Entry(identity, _folder_label(identity), None, None)
+                yield Entry(identity, _folder_label(identity), None)
         except OSError:
             # It would have decided. Folder names in its place would invent labels and forget who is on the images.
             self._note(Finding.closed)
@@ -244,10 +245,12 @@ def _understand(line: bytes) -> Entry | Finding:
         identity = "/".join(parts)
         if not parts or b"\0" in os.fsencode(identity):
             return Finding.bad_line
-        label, person, text = (_word(fields.get(field)) for field in ("label", "person_id", "text"))
+        label, person = _word(fields.get("label")), _word(fields.get("person_id"))
+        text = fields.get("text")
+        texts = tuple(word for one in (text if isinstance(text, list) else [text]) if (word := _word(one)) is not None)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Finding.bad_line
-    return Entry(identity, _folder_label(identity) if label is None else label, person, text)
+    return Entry(identity, _folder_label(identity) if label is None else label, person, texts)
 
 
 def _word(value: object) -> str | None:

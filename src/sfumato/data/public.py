@@ -39,11 +39,13 @@ class PublicSet(NamedTuple):
         pixels: uint8 `(N, C, H, W)`.
         labels: int64 `(N,)`, index into `classes`; None if an image has no label.
         classes: sorted; empty without labels.
+        captions: of each image.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class PublicIdentity:
     Attributes:
         name: as `SOURCE.json` has it, or None.
         images: files listed.
-        sha256: over names, labels and bytes of all of them.
+        sha256: over names, labels, captions and bytes of all of them.
         licences: as `SOURCE.json` or the lines of `metadata.jsonl` have them, sorted.
     """
 
@@ -133,6 +135,10 @@ class PublicImages:
         names = {name for _, entries in self._by_folder() for name, _ in entries}
         return () if None in names else tuple(sorted(name for name in names if name is not None))
 
+    def captions(self) -> tuple[str, ...]:
+        """All captions, each once, sorted. Opens no image."""
+        return tuple(sorted({text for _, entries in self._by_folder() for _, entry in entries for text in entry.text}))
+
     def read(self, spec: ImageSpec, progress: Progress = lambda *_: None) -> PublicSet:
         """All pictures that can be read, at the shape of the run, in the order of their names.
 
@@ -144,28 +150,29 @@ class PublicImages:
             UserError: a folder is missing, or no picture can be read.
         """
         spec = spec if self.fit is None else replace(spec, fit=self.fit)
-        pixels, labels, done = [], [], 0
+        pixels, labels, texts, done = [], [], [], 0
         folders = list(self._by_folder())
         total = sum(len(entries) for _, entries in folders)
         for folder, entries in folders:
             source = ImageFolder(folder)
             decoded = source.decode((entry.identity for _, entry in entries), spec, _KEY)
-            for (label, _), image in zip(entries, decoded, strict=True):
+            for (label, entry), image in zip(entries, decoded, strict=True):
                 done += 1
                 if done % TOLD == 0 or done == total:
                     progress(done, total)
                 if image.pixels is not None:
                     pixels.append(image.pixels)
                     labels.append(label)
+                    texts.append(entry.text)
         if not pixels:
             raise UserError(f"There are no readable images in the public folder {self.folders[0]}.")
         images = _on_ground(np.stack(pixels), self.ground)
         names = [label for label in labels if label is not None]
         if len(names) < len(labels):
-            return PublicSet(images, None, ())
+            return PublicSet(images, None, (), tuple(texts))
         classes = tuple(sorted(set(names)))
         number = {name: index for index, name in enumerate(classes)}
-        return PublicSet(images, np.array([number[name] for name in names], dtype=np.int64), classes)
+        return PublicSet(images, np.array([number[name] for name in names], dtype=np.int64), classes, tuple(texts))
 
     def read_again(
         self, known: Sequence[dict[str, Any]], spec: ImageSpec, progress: Progress = lambda *_: None
@@ -213,7 +220,7 @@ def _identity(folder: Path) -> PublicIdentity:
                 content = hashlib.sha256(file.read()).hexdigest()
         except OSError:
             content = "unreadable"
-        line = json.dumps([entry.identity, entry.label, content])
+        line = json.dumps([entry.identity, entry.label, content, *entry.text])
         digest.update(line.encode() + b"\n")
         images += 1
     if not images:

@@ -70,12 +70,12 @@ class CoarseLearner:
         Args:
             network: of the coarse tokens; copied.
             tokenizer: public and frozen.
-            vectors: of the classes' names, `(classes, size)`, where the condition is text.
+            vectors: of the classes' names, `(classes, size)`, where these are told as texts.
             schedule: learning rate.
             trained: what moves.
             rank: of adapters.
             average: decay of the exponential moving average of what moves.
-            label_dropout: share of the records shown without their class, each step anew.
+            label_dropout: share of the records shown without class or caption, each step anew.
             seed: of the public initialisation of adapters.
             hardware: where to compute.
         """
@@ -96,14 +96,16 @@ class CoarseLearner:
         self.optimizer.step()  # zero gradients: creates the moments without moving the weights
 
     def loss(self, model: nn.Module, rows: Rows) -> Tensor:
-        """Mean surprise of each row's coarse tokens; whether its class is hidden is the record's own draw."""
+        """Mean surprise of each row's coarse tokens; whether what it is told is hidden is the record's own draw."""
         assert isinstance(model, ScaleGPT)
         tokens = self.tokenizer.encode(rows.images, 1)
-        labels = rows.labels
+        labels, captions = rows.labels, rows.captions
+        told = condition_of(model.condition, labels, self.vectors) if captions is None else captions
         if model.condition.kind != "none" and self.label_dropout:
-            hidden = rows.draws.uniform("label", len(labels) // len(rows.present)).flatten().to(labels.device)
-            labels = torch.where(hidden < self.label_dropout, -1, labels)
-        return model.losses(tokens, condition_of(model.condition, labels, self.vectors))
+            draws = rows.draws.uniform("label", len(labels) // len(rows.present)).flatten().to(labels.device)
+            hidden = (draws < self.label_dropout).view(-1, *[1] * (told.dim() - 1))
+            told = torch.where(hidden, model.condition.nothing(len(labels)).to(told), told)
+        return model.losses(tokens, told)
 
     def update(self, gradient: Mapping[str, Tensor], step: int) -> None:
         """One step of Adam, one step of the average."""
@@ -143,10 +145,11 @@ class CoarseLearner:
 
 
 def condition_of(condition: Condition, labels: Tensor, vectors: Tensor | None) -> Tensor:
-    """What a model is told of rows with these labels `(N,)`, -1 for none."""
+    """What a model is told of rows with these labels `(N,)`, -1 for none; where it hears texts, `vectors` of them."""
     if condition.kind == "none":
         return torch.full_like(labels, -1)
     if condition.kind == "class":
         return labels
-    assert vectors is not None
+    if vectors is None:
+        return condition.nothing(len(labels)).to(labels.device)
     return torch.where(labels[:, None] < 0, 0.0, vectors[labels.clamp(min=0)])

@@ -42,6 +42,7 @@ from sfumato.methods.spectral_model import SpectralModel, empty_coarse
 from sfumato.methods.spectral_settings import FINE_TUNING, RATES, WARM_START, Image, SpectralConfig
 from sfumato.methods.tilting import CoarseBand, warm_batches
 from sfumato.methods.tokens import Progress, PublicModel, cache_name, public_model
+from sfumato.methods.told import Told
 from sfumato.nets.autoregressive import Condition, ScaleGPT
 from sfumato.pretrained.interfaces import Embeddings
 from sfumato.privacy.plan import SumTouch, TrainingTouch
@@ -61,7 +62,8 @@ class PublicSide:
         folder: private folder of the run.
         cache: of public models, for further runs.
         names: of the declared classes; empty for an unconditional run.
-        embed: a public text embedder; None unless names are told as texts.
+        prompts: public texts under which images are drawn; empty unless captions are told.
+        embed: a public text embedder; None unless names or captions are told.
         prefixed: whether names of public classes begin with that of their set, as they do where there are several.
     """
 
@@ -71,6 +73,7 @@ class PublicSide:
     cache: Path
     names: tuple[str, ...] = ()
     embed: Callable[[Sequence[str]], Embeddings] | None = None
+    prompts: tuple[str, ...] = ()
     prefixed: bool = False
 
 
@@ -99,9 +102,10 @@ def fit(
     """
     pictures = functools.cache(public.read)
     # 1. Public stage.
-    vectors = None if public.embed is None else torch.from_numpy(public.embed(public.names))
+    vectors = None if public.embed is None else torch.from_numpy(public.embed(public.prompts or public.names))
+    heard = functools.cache(lambda: told_of(public, pictures()))
     begun = (public.folder / stamped(START, not session.noise.private)).exists()
-    known = learn_from_public(config, image, public, pictures, seed, hardware, progress, begun)
+    known = learn_from_public(config, image, public, pictures, heard, seed, hardware, progress, begun)
     condition = config.condition_of(len(public.names), 0 if vectors is None else vectors.shape[1])
     sizes = set_sizes(coarse_network(known.network, condition), config.rank)
     trained = config.trained_set(session.plan.epsilon, session.plan.delta, size, sizes)
@@ -111,8 +115,14 @@ def fit(
         facts = {"trained": trained, "parameters": sizes[trained], "public_reconstruction": errors}
         write_json(notes, facts, mode=0o600)
     # 2. Warm start.
+    generator = torch.Generator().manual_seed(seed)
+
+    def tell(labels: Tensor, places: Tensor) -> Tensor:
+        captions = heard() if public.prompts else None
+        return condition_of(condition, labels, vectors) if captions is None else captions.of(places, generator)
+
     network = _warm_started(
-        config, session, known, condition, vectors, public, pictures, size, seed, hardware, progress
+        config, session, known, condition, tell, public, pictures, size, generator, hardware, progress
     )
     # 3. Label check.
     check, classes = None, len(public.names)
@@ -133,7 +143,7 @@ def fit(
     learner = CoarseLearner(
         network,
         known.tokenizer,
-        vectors,
+        None if public.prompts else vectors,
         Schedule(config.learning_rate or RATES[trained], config.steps, final=config.final_rate),
         trained=trained,
         rank=config.rank,
@@ -156,11 +166,24 @@ def fit(
     return SpectralModel(config, image, learner.finished(), known, vectors, check, not session.noise.private)
 
 
+def told_of(public: PublicSide, found: PublicSet) -> Told | None:
+    """What public images are told of: their captions, the names of their classes, or nothing."""
+    if public.embed is None:
+        return None
+    if public.prompts:
+        return Told.captions(found.captions, public.embed)
+    if found.labels is None:
+        return None
+    names = [name.partition("/")[2] if public.prefixed else name for name in found.classes]
+    return Told.classes(names, found.labels, public.embed)
+
+
 def learn_from_public(
     config: SpectralConfig,
     image: Image,
     public: PublicSide,
     pictures: Callable[[], PublicSet],
+    heard: Callable[[], Told | None],
     seed: int,
     hardware: Hardware,
     progress: Progress,
@@ -174,14 +197,10 @@ def learn_from_public(
     embed = public.embed
     told = Condition() if embed is None else Condition("text", embed(("",)).shape[1])
 
-    def read() -> tuple[NDArray[np.uint8], Tensor | None]:
+    def read() -> tuple[NDArray[np.uint8], Told | None]:
         if begun:
             raise PrivacyRefusal(f"The tokens that this run began with are missing ({files[0]}); start a new run.")
-        found = pictures()
-        if embed is None or found.labels is None:
-            return found.pixels, None
-        names = [name.partition("/")[2] if public.prefixed else name for name in found.classes]
-        return found.pixels, torch.from_numpy(embed(names)[found.labels])
+        return pictures().pixels, heard()
 
     files = public.folder / PUBLIC_MODEL, public.cache / cache_name(config, told, public.facts, seed)
     return public_model(config, image, read, told, seed=seed, hardware=hardware, files=files, progress=progress)
@@ -192,11 +211,11 @@ def _warm_started(
     session: Session,
     known: PublicModel,
     condition: Condition,
-    vectors: Tensor | None,
+    tell: Callable[[Tensor, Tensor], Tensor],
     public: PublicSide,
     pictures: Callable[[], PublicSet],
     size: int | None,
-    seed: int,
+    generator: torch.Generator,
     hardware: Hardware,
     progress: Progress,
 ) -> ScaleGPT:
@@ -223,9 +242,9 @@ def _warm_started(
             multiplier,
             torch.from_numpy(pictures().pixels),
             config.warm_source,
-            lambda labels: condition_of(condition, labels, vectors),
+            tell,
             config.warm_batch,
-            torch.Generator().manual_seed(seed),
+            generator,
         )
         steps, rate = config.warm_steps, config.warm_rate
         for step in minimise(network, batches, steps, rate, hardware, chunk=config.chunk):

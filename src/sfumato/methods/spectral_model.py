@@ -42,7 +42,7 @@ class SpectralModel:
         image: `(C, H, W)` of the run.
         coarse: of coarse tokens; averaged, adapters merged.
         public: tokenizer, public model of tokens, and what else detail needs.
-        vectors: of the classes' names, `(classes, size)`; None unless the condition is text.
+        vectors: of the classes' names, or of prompts, `(classes, size)`; None unless the condition is text.
         check: says which class a thumbnail shows; None where there was none.
         not_private: the weights come from a run with test noise.
     """
@@ -58,7 +58,7 @@ class SpectralModel:
     def sample(
         self, labels: Tensor, seed: int, hardware: Hardware, batch: int = BATCH, keep: Path | None = None
     ) -> Iterator[Tensor]:
-        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)`; free, and as many as wanted.
+        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)` of classes or prompts; free, and any number.
 
         They are larger than the run's images where the settings say so (`enlarge`). What is drawn is kept in the folder
         `keep`, if there is one, and not drawn again when this is called again.

@@ -36,7 +36,7 @@ PRESETS = MappingProxyType(
             "width": 1024,
             "layers": 24,
             "heads": 16,
-            "condition": "text",
+            "condition": "captions",
             "trained": "lora",
             "check": {"share": 0.0},
             "rank": 8,
@@ -163,9 +163,12 @@ class SpectralConfig(BaseModel):
         patch: side of a coarse token in pixels of the reduced image.
         vocabulary: codes of each scale.
         width, layers, heads: of the autoregressive model.
-        condition: how declared classes are told to it: as numbers, or as their names' vectors of a public text
-            embedder, which lets public classes teach what names mean.
+        condition: what it is told of an image: "class", a declared class as a number; "text", the class's name as a
+            vector of a public text embedder, which lets public classes teach what names mean; "captions", the image's
+            own caption as such a vector. Captions of private images are read by private training alone.
         text_embedder: its name in the zoo.
+        prompts: public texts under which images are drawn, where captions are told; by default captions of public
+            images.
         tokenizer: its training.
         pretraining: of the autoregressive model.
         trained: what private training moves; "auto" takes the largest set that the budget can carry (`trained_set`).
@@ -179,7 +182,7 @@ class SpectralConfig(BaseModel):
         learning_rate: peak of Adam's; by default that of the trained set in `RATES`.
         final_rate: share of the peak at the end, after a cosine fall.
         average: decay of the moving average of the weights that is released.
-        label_dropout: share of the records shown without their class; guidance needs some.
+        label_dropout: share of the records shown without class or caption; guidance needs some.
         warm_share: share of mu^2 that the warm start may spend; 0 leaves it out.
         warm_attempts: attempts bought for the warm start; one is a spare.
         warm_steps: of training on what the warm start chooses.
@@ -208,8 +211,9 @@ class SpectralConfig(BaseModel):
     width: int = Field(192, ge=4)
     layers: int = Field(4, ge=1)
     heads: int = Field(6, ge=1)
-    condition: Literal["class", "text"] = "class"
+    condition: Literal["class", "text", "captions"] = "class"
     text_embedder: str = "minilm"
+    prompts: tuple[str, ...] | None = Field(None, min_length=1)
     tokenizer: TokenizerConfig = TokenizerConfig()
     pretraining: TokenPretrainingConfig = TokenPretrainingConfig()
     trained: Literal["auto", "full", "lora", "norms", "head"] = "auto"
@@ -249,6 +253,8 @@ class SpectralConfig(BaseModel):
         for width, heads in ((self.width, self.heads), (self.tokenizer.width, self.tokenizer.heads)):
             if width % heads:
                 raise ValueError(f"a width of {width} cannot be shared by {heads} heads; give a multiple")
+        if self.prompts is not None and self.condition != "captions":
+            raise ValueError("prompts are for models that are told captions; set 'condition' to captions")
         if self.sampler.guidance != 1 and not self.label_dropout:
             raise ValueError("guidance needs a model that knows 'no class'; set 'label_dropout', for example to 0.1")
         return self
@@ -288,7 +294,9 @@ class SpectralConfig(BaseModel):
         return TransformerShape(self.width, self.layers, self.heads)
 
     def condition_of(self, classes: int, dimensions: int) -> Condition:
-        """What images are drawn from: `classes` declared ones (0: nothing), texts of `dimensions`."""
+        """What images are drawn from: `classes` declared ones (0: none), texts of `dimensions`."""
+        if self.condition == "captions":
+            return Condition("text", dimensions)
         if not classes:
             return Condition()
         return Condition("text", dimensions) if self.condition == "text" else Condition("class", classes)

@@ -127,7 +127,7 @@ def warm_batches(
     multiplier: float,
     pictures: Tensor,
     source: Literal["auto", "public", "model"],
-    condition_of: Callable[[Tensor], Tensor],
+    condition_of: Callable[[Tensor, Tensor], Tensor],
     batch: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -139,7 +139,7 @@ def warm_batches(
         multiplier: noise multiplier of the sum.
         pictures: public ones, uint8 `(N, C, H, W)`.
         source: where images are taken from.
-        condition_of: from labels to what the model is told.
+        condition_of: from labels, and numbers of pictures or -1, to what the model is told.
         batch: images a step.
         generator: public.
     """
@@ -156,6 +156,7 @@ def warm_batches(
         labels = torch.randint(layout.classes, (batch,), generator=generator)
         places = torch.multinomial(weights[labels], 1, generator=generator)[:, 0]
         models = (prototypes.sample(labels, generator) + 1) * 127.5
-        chosen = torch.where(drawn[labels][:, None, None, None], models, thumbnails[places])
+        places = torch.where(drawn[labels], -1, places)
+        chosen = torch.where((places < 0)[:, None, None, None], models, thumbnails[places])
         tokens = band.tokenizer.encode(F.interpolate(chosen, scale_factor=side, mode="nearest"), 1)
-        yield tokens, condition_of(labels if band.classes else torch.full_like(labels, -1))
+        yield tokens, condition_of(labels if band.classes else torch.full_like(labels, -1), places)

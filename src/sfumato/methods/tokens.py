@@ -27,6 +27,7 @@ from sfumato.methods.examples import Examples
 from sfumato.methods.open_training import minimise
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.superresolution import SuperResolver, lessons
+from sfumato.methods.told import Told
 from sfumato.nets.autoregressive import Condition, ScaleGPT
 from sfumato.nets.tokenizer import ScaleError, Tokenizer, k_means
 
@@ -106,7 +107,7 @@ def new_model(config: SpectralConfig, image: Image, condition: Condition, seed: 
 def public_model(
     config: SpectralConfig,
     image: Image,
-    read: Callable[[], tuple[NDArray[np.uint8], Tensor | None]],
+    read: Callable[[], tuple[NDArray[np.uint8], Told | None]],
     condition: Condition,
     *,
     seed: int,
@@ -121,8 +122,8 @@ def public_model(
     Args:
         config: settings.
         image: `(C, H, W)`.
-        read: gives the public pictures, uint8 `(N, C, H, W)`, and what each is told as its condition, `(N, size)`, or
-            None; called only where something is to be learnt.
+        read: gives the public pictures, uint8 `(N, C, H, W)`, and what they are told of, or None; called only where
+            something is to be learnt.
         condition: "none" or "text".
         seed: public.
         hardware: where to train.
@@ -136,8 +137,8 @@ def public_model(
         without.append(file)
     unfinished = files[0].with_name(UNFINISHED) if files else None
     if found is None:
-        pixels, vectors = read()
-        found = _learnt(config, image, pixels, vectors, condition, seed, hardware, progress, unfinished)
+        pixels, told = read()
+        found = _learnt(config, image, pixels, told, condition, seed, hardware, progress, unfinished)
     for file in (file for file in files if file in without or not file.exists()):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(file, save(found.state()), 0o600)
@@ -156,6 +157,8 @@ def cache_name(config: SpectralConfig, condition: Condition, facts: Any, seed: i
         settings["examples"] = config.examples.count
     if config.detail == "diffusion":
         settings["superresolution"] = config.superresolution.model_dump(mode="json", exclude={"levels"})
+    if config.condition == "captions":  # and not names of classes
+        settings["told"] = config.condition
     text = json.dumps([_VERSION, settings, condition, facts, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32] + ".safetensors"
 
@@ -172,7 +175,7 @@ def _learnt(
     config: SpectralConfig,
     image: Image,
     pixels: NDArray[np.uint8],
-    vectors: Tensor | None,
+    told: Told | None,
     condition: Condition,
     seed: int,
     hardware: Hardware,
@@ -196,8 +199,8 @@ def _learnt(
         checkpoint.closes()
     tokens = encoded(tokenizer, pictures, network.scales, partial(progress, "tokens of public images"))
     if checkpoint.opens(stage := "pretraining on public tokens"):
-        told = None if vectors is None else vectors[torch.from_numpy(shown)]
-        lines, settings = _token_batches(config, network, tokens, told, generator), config.pretraining
+        heard = None if told is None else told.part(torch.from_numpy(shown))
+        lines, settings = _token_batches(config, network, tokens, heard, generator), config.pretraining
         for step in learn(network, lines, settings.steps, settings.rate):
             progress(stage, step, settings.steps)
         checkpoint.closes()
@@ -255,7 +258,7 @@ def _picture_batches(config: SpectralConfig, pictures: Tensor, generator: torch.
 
 
 def _token_batches(
-    config: SpectralConfig, network: ScaleGPT, tokens: Tensor, told: Tensor | None, generator: torch.Generator
+    config: SpectralConfig, network: ScaleGPT, tokens: Tensor, told: Told | None, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Tokens of all scales that the network knows or of the coarse one, and conditions, some of them hidden."""
     settings = config.pretraining
@@ -265,5 +268,5 @@ def _token_batches(
         condition = network.condition.nothing(len(chosen))
         if told is not None:
             hidden = torch.rand(len(chosen), generator=generator) < settings.label_dropout
-            condition = torch.where(hidden[:, None], condition, told[chosen])
+            condition = torch.where(hidden[:, None], condition, told.of(chosen, generator))
         yield tokens[chosen, : network.tokens if coarse else network.length], condition

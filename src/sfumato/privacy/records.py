@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.errors import InternalError, PrivacyRefusal, UserError
+from sfumato.privacy.captions import Captions, CaptionWriter, Describe
 from sfumato.privacy.draws import Draws
 
 Unit = Literal["image", "person"]
@@ -41,6 +42,10 @@ class RecordEntry(Protocol):
     @property
     def person(self) -> str | None:
         """Who is protected by unit `person`, or None."""
+
+    @property
+    def text(self) -> Sequence[str]:
+        """Captions."""
 
 
 class DecodedImage(Protocol):
@@ -82,16 +87,20 @@ class Rows(NamedTuple):
         present: bool `(R,)`: False for fillers of the constant shape and for null contributions. Per-record functions
             need not look at it: what they compute for such records is discarded.
         draws: per-record randomness; its results have R as first dimension.
+        captions: float32 `(R K, size)`, the vector of one caption of each image, or zeros; None where captions are not
+            read.
     """
 
     images: Tensor
     labels: Tensor
     present: Tensor
     draws: Draws
+    captions: Tensor | None = None
 
     def to(self, device: torch.device) -> Rows:
         """The same rows with their tensors on a device."""
-        return Rows(self.images.to(device), self.labels.to(device), self.present.to(device), self.draws)
+        captions = None if self.captions is None else self.captions.to(device)
+        return Rows(self.images.to(device), self.labels.to(device), self.present.to(device), self.draws, captions)
 
 
 class IntakeReport(NamedTuple):
@@ -102,6 +111,7 @@ class IntakeReport(NamedTuple):
         records: records of the chosen unit.
         unreadable: images that contribute nothing because they cannot be read.
         unlisted: images that contribute nothing because their class is not declared.
+        captions: of all images; 0 where they are not read.
         findings: counts by kind.
         fingerprint: keyed digest of the whole collection.
         digests: keyed digests of the files, 16 bytes each.
@@ -111,6 +121,7 @@ class IntakeReport(NamedTuple):
     records: int
     unreadable: int
     unlisted: int
+    captions: int
     findings: dict[str, int]
     fingerprint: str
     digests: bytes
@@ -138,11 +149,12 @@ class PrivateRecords:
         starts: NDArray[np.int64],
         order: NDArray[np.int64],
         identities: NDArray[np.uint8],
+        captions: Captions | None,
     ) -> None:
         """Use `intake`. Record r owns images `order[starts[r]:starts[r + 1]]`; `identities` is `(R, 16)`."""
         self._unit, self._key = unit, key
         self._pixels, self._labels, self._usable = pixels, labels, usable
-        self._starts, self._order, self._identities = starts, order, identities
+        self._starts, self._order, self._identities, self._captions = starts, order, identities, captions
 
     def __repr__(self) -> str:
         return f"PrivateRecords(unit={self._unit!r})"
@@ -173,7 +185,8 @@ class PrivateRecords:
         folder: Path,
         key: bytes,
         fingerprint_key: bytes,
-        progress: Callable[[], None] = lambda: None,
+        describe: Describe | None = None,
+        progress: Callable[[str], None] = lambda _: None,
     ) -> tuple[PrivateRecords, IntakeReport]:
         """Reads a collection once.
 
@@ -186,7 +199,8 @@ class PrivateRecords:
             folder: private folder of the run; holds the decoded pixels.
             key: 32 bytes of this run, for per-record randomness.
             fingerprint_key: 32 bytes of this user, for fingerprints.
-            progress: called once per image.
+            describe: embeds captions, for private training; None leaves them unread.
+            progress: told the stage once per image; of captions first, where they are read.
 
         Returns:
             The records, and the internal report.
@@ -199,8 +213,13 @@ class PrivateRecords:
         people: dict[str, int] = {}
         identities = bytearray()
         names: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writer = None if describe is None else CaptionWriter(describe, folder)
         for entry in source.entries():
             names.append(entry.identity)
+            if writer is not None:
+                writer.add(entry.text)
+                progress("reading captions")
             labels.append(NO_LABEL if index is None else index.get(entry.label or "", -2))
             if unit == "person" and entry.person is None:
                 raise UserError(
@@ -214,7 +233,7 @@ class PrivateRecords:
                 identities += hmac.digest(key, owner.encode("utf-8", "surrogateescape"), "sha256")[:16]
             owners.append(people[owner] if unit == "person" else len(names) - 1)
         count = len(names)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        captions = None if writer is None else writer.finished()
         file = folder / "pixels.u8"
         file.unlink(missing_ok=True)
         file.touch(mode=0o600)
@@ -233,7 +252,7 @@ class PrivateRecords:
                 usable[number] = True
             else:
                 findings[str(image.fault)] += 1
-            progress()
+            progress("reading images")
         if len(digests) != 16 * count:
             raise InternalError("the source did not decode every image it had named")
         label_array = np.frombuffer(labels, dtype=np.int32).copy() if count else np.zeros(0, dtype=np.int32)
@@ -255,6 +274,7 @@ class PrivateRecords:
             records=records,
             unreadable=unreadable,
             unlisted=unlisted,
+            captions=0 if captions is None else len(captions.vectors),
             findings=dict(findings + source.findings),
             fingerprint=fingerprint.hexdigest(),
             digests=bytes(digests),
@@ -268,6 +288,7 @@ class PrivateRecords:
             starts=starts,
             order=order,
             identities=np.frombuffer(bytes(identities), dtype=np.uint8).reshape(-1, 16),
+            captions=captions,
         )
         return held, report
 
@@ -276,12 +297,13 @@ class PrivateRecords:
         return len(self._identities)
 
     def _chunks(
-        self, chosen: NDArray[np.int64], size: int, rows: int, touch: str, step: int
+        self, chosen: NDArray[np.int64], size: int, rows: int, touch: str, step: int, captions: bool = False
     ) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
         """Yields `chosen` records in chunks of exactly `size`, with the record numbers of each chunk.
 
         Each of a record's `rows` rows shows one of its readable images, drawn from all of them whatever their class. A
-        record without any, or one that shows an image of a class that is not declared, contributes nothing.
+        record without any, or one that shows an image of a class that is not declared, contributes nothing. With
+        `captions`, where they were read, each row also has one of its image's captions; for private training alone.
         """
         channels, height, width = self.image_shape
         for begin in range(0, len(chosen), size):
@@ -304,12 +326,14 @@ class PrivateRecords:
             shown, numbers = shown[kept], numbers[kept]
             present[shown] = True
             images[shown], labels[shown] = self._pixels[numbers], self._labels[numbers]
+            told = self._captions.drawn(shown, numbers, draws, size) if captions and self._captions else None
             yield (
                 Rows(
                     torch.from_numpy(images).flatten(0, 1),
                     torch.from_numpy(labels).flatten(),
                     torch.from_numpy(present),
                     draws,
+                    told,
                 ),
                 part,
             )

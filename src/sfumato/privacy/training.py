@@ -232,7 +232,7 @@ class Crew:
 
         def work(number: int, engine: ClippedGradients) -> None:
             share, crew = chosen[self._places(number, len(chosen))], len(self._engines)
-            chunks = records._chunks(share, self._chunk, self._touch.rows, self._touch.name, attempt)
+            chunks = records._chunks(share, self._chunk, self._touch.rows, self._touch.name, attempt, captions=True)
             for turn, (rows, _) in enumerate(chunks):
                 so_far = (turn * crew + number + 1) * self._chunk  # records in the chunks of all engines up to this one
                 self._add(engine, rows, min(so_far, len(chosen)) <= self._room)
@@ -253,7 +253,7 @@ class Crew:
         few = min(_FEW, self._chunk)
         if self._examined or not len(chosen):
             return
-        (rows, _), *_ = records._chunks(chosen[:few], few, self._touch.rows, self._touch.name, attempt)
+        (rows, _), *_ = records._chunks(chosen[:few], few, self._touch.rows, self._touch.name, attempt, captions=True)
         moved, engine = rows.to(self._engines[0].device), self._engines[0]
         engine.examine(lambda: self._learner.loss(engine.model, moved), few)
         refuse_influence(self._learner, engine.model, moved)
@@ -324,7 +324,8 @@ def refuse_influence(learner: Graded, model: nn.Module, rows: Rows) -> None:
         others = half.repeat_interleave(each).to(rows.labels.device)
         images = torch.where(others.view(-1, *[1] * (rows.images.dim() - 1)), 0, rows.images)
         labels = torch.where(others, rows.labels[0], rows.labels)
-        after = learner.loss(model, rows._replace(images=images, labels=labels)).float()
+        captions = None if rows.captions is None else torch.where(others[:, None], 0.0, rows.captions)
+        after = learner.loss(model, rows._replace(images=images, labels=labels, captions=captions)).float()
         moved = (after - before).abs() > 1e-3 * (1e-3 + before.abs() + after.abs())  # never where one is not finite
         if bool((moved & ~others).any()):
             raise PrivacyRefusal("The loss of a record depends on which other records are in its chunk.")

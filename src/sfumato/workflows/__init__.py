@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sfumato.config import RunConfig
 from sfumato.hardware import Hardware
+from sfumato.privacy.captions import Describe
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
 
@@ -50,11 +51,13 @@ class Wanted:
     Attributes:
         count: of them.
         seed: public; another seed gives other images.
+        prompts: public texts to draw under, where the model hears captions, in place of the run's own.
         keep: folder of this drawing and no other, for its parts until it is complete; None keeps nothing.
     """
 
     count: int
     seed: int
+    prompts: tuple[str, ...] = ()
     keep: Path | None = None
 
 
@@ -93,6 +96,9 @@ class Workflow(Protocol):
         Raises:
             UserError: something is missing or does not suit the settings.
         """
+
+    def describe(self, work: Work) -> Describe | None:
+        """What embeds captions of private images, for private training alone; None where they are not to be read."""
 
     def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> Any:
         """Spends the budget, or what a crash left of it; the model is complete and saved in the folder."""

@@ -54,6 +54,9 @@ class EvolutionWorkflow:
         """
         return {"models": self.models(work).sentences()}
 
+    def describe(self, work: Work) -> None:
+        """Captions are not read."""
+
     def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> Population:
         """Runs the rounds and saves who survived."""
         config, settings, models = work.config, self.settings(work.config), self.models(work)

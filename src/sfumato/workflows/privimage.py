@@ -48,6 +48,9 @@ class PrivImageWorkflow:
         config.privimage.semantic.embed()  # a model that is missing is missed before anything is spent
         return {"public": to_facts(found)}
 
+    def describe(self, work: Work) -> None:
+        """Captions are not read."""
+
     def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> PrivImageModel:
         """Trains and saves the model."""
         config = work.config

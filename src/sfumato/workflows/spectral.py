@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sfumato._home import home
 from sfumato.config import RunConfig
-from sfumato.data.public import PublicIdentity, to_facts
+from sfumato.data.public import PublicIdentity, PublicImages, to_facts
 from sfumato.errors import UserError
 from sfumato.hardware import Hardware
 from sfumato.methods import spectral
@@ -19,11 +21,16 @@ from sfumato.methods.privimage_model import stamped
 from sfumato.methods.spectral import NOTES, PublicSide
 from sfumato.methods.spectral_model import SpectralModel, upscaler
 from sfumato.pretrained.interfaces import Identity, TextEmbedder
+from sfumato.pretrained.wall import for_private
+from sfumato.privacy.captions import Describe
 from sfumato.privacy.plan import Request
 from sfumato.privacy.session import Session
 from sfumato.report.facts import PIECES
 from sfumato.workflows import READING, Drawn, Report, Wanted, Work, gathered
 from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, labels_of, share_requests
+
+MOST_PROMPTS = 2000
+"""Captions of public images that are drawn under, where there are no prompts of the user's."""
 
 
 class SpectralWorkflow:
@@ -39,7 +46,7 @@ class SpectralWorkflow:
 
         Raises:
             UserError: a public folder is missing, empty or overlaps another folder; a model has not been pulled; or
-                public images have no classes, and texts are to be told.
+                public images have no classes or captions, and such are to be told.
         """
         config = work.config
         assert config.public is not None
@@ -50,7 +57,13 @@ class SpectralWorkflow:
                 "spectral.condition: text learns what the names of classes mean from public images with classes, and "
                 "these have none. Give them class sub-folders, or set spectral.condition to class."
             )
-        return {"public": to_facts(images.identities()), "models": pretrained_models(config)}
+        facts = {"public": to_facts(images.identities()), "models": pretrained_models(config)}
+        return facts | ({"prompts": _prompts(config, images)} if config.spectral.condition == "captions" else {})
+
+    def describe(self, work: Work) -> Describe | None:
+        """The text embedder, where captions are told."""
+        embedder = _text_embedder(work.config) if work.config.spectral.condition == "captions" else None
+        return None if embedder is None else for_private(embedder).embed_texts
 
     def fit(self, work: Work, session: Session, report: Report, hardware: Hardware) -> SpectralModel:
         """Trains and saves the model."""
@@ -64,7 +77,13 @@ class SpectralWorkflow:
             seed=config.seed,
             hardware=hardware,
             progress=report,
-            public=public_side(config, work.folder, work.facts["public"], partial(report, READING)),
+            public=public_side(
+                config,
+                work.folder,
+                work.facts["public"],
+                partial(report, READING),
+                tuple(work.facts.get("prompts", ())),
+            ),
         )
         model.save(work.folder)
         return model
@@ -75,19 +94,28 @@ class SpectralWorkflow:
 
     def draw(self, work: Work, model: SpectralModel, wanted: Wanted, report: Report, hardware: Hardware) -> Drawn:
         """Samples coarse tokens and adds detail."""
-        labels = labels_of(work, wanted.count, wanted.seed)
+        prompts = wanted.prompts or tuple(work.facts.get("prompts", ()))
+        if prompts:
+            order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(wanted.seed))
+            labels = order[torch.arange(wanted.count) % len(prompts)]
+        else:
+            labels = labels_of(work, wanted.count, wanted.seed)
+        if wanted.prompts and (embedder := _text_embedder(work.config)) is not None:
+            model = replace(model, vectors=torch.from_numpy(embedder.embed_texts(prompts)))
         parts = model.sample(labels, wanted.seed, hardware, keep=wanted.keep)
         pixels = gathered((part.numpy() for part in parts), wanted.count, report)
-        return Drawn(pixels, labels.numpy() if work.config.classes else None)
+        texts = [prompts[label] for label in labels.tolist()] if prompts else None
+        return Drawn(pixels, labels.numpy() if work.config.classes else None, texts)
 
     def public_inputs(self, work: Work) -> tuple[str, ...]:
         """Public sets and pretrained models, a sentence each."""
         found = [PublicIdentity.from_json(facts) for facts in work.facts["public"]]
         detail = work.config.spectral.detail
         more = ", super-resolution" if detail == "diffusion" else ""
+        prompted = ("Images were drawn under public prompts.",) if "prompts" in work.facts else ()
         learnt = tuple(f"The tokenizer{more} and the model of tokens first learnt from {one}." for one in found)
         copied = ("Images are put together from pieces of these public images, whose licences go with them.",)
-        return *learnt, *(copied if detail == "examples" else ()), *work.facts["models"]
+        return *learnt, *(copied if detail == "examples" else ()), *prompted, *work.facts["models"]
 
     def released(self, work: Work, not_private: bool) -> dict[str, Any]:
         """How much of the model private training moved, how well tokens keep public images, what images are made of."""
@@ -104,6 +132,7 @@ def public_side(
     folder: Path,
     known: list[dict[str, Any]],
     progress: Callable[[int, int], None] = lambda *_: None,
+    prompts: tuple[str, ...] = (),
 ) -> PublicSide:
     """The public images and texts of a run, to be read if it still needs them.
 
@@ -112,6 +141,7 @@ def public_side(
         folder: private folder of the run.
         known: identities of the public folders when the run began.
         progress: told (files read, files in all).
+        prompts: that images are drawn under, where captions are told.
 
     Raises:
         UserError: when they are read, if they are not what they were; or if the text embedder has not been pulled.
@@ -127,6 +157,7 @@ def public_side(
         home() / "spectral",
         config.classes or (),
         None if embedder is None else embedder.embed_texts,
+        prompts,
         len(images.folders) > 1,
     )
 
@@ -139,7 +170,8 @@ def pretrained_models(config: RunConfig) -> list[str]:
     """
     settings, sentences = config.spectral, []
     if (embedder := _text_embedder(config)) is not None:
-        sentences.append(f"The names of the classes were told by {_named(embedder.identity)}.")
+        told = "Captions" if settings.condition == "captions" else "The names of the classes"
+        sentences.append(f"{told} were told by {_named(embedder.identity)}.")
     if not settings.own_detail:
         sentences.append(f"Detail was added by {_named(upscaler(settings.detail).identity)}.")
     if settings.enlarge is not None:
@@ -147,8 +179,27 @@ def pretrained_models(config: RunConfig) -> list[str]:
     return sentences or ["No pretrained models were used."]
 
 
+def _prompts(config: RunConfig, images: PublicImages) -> list[str]:
+    """Public texts to draw under: those of the settings, or captions of public images.
+
+    Raises:
+        UserError: public images have no captions, so that they cannot teach what texts mean.
+    """
+    captions = images.captions()
+    if not captions:
+        raise UserError(
+            "spectral.condition: captions learns what texts mean from public images with captions, and these have "
+            "none. Give them a metadata.jsonl with 'text', or set spectral.condition to class."
+        )
+    if config.spectral.prompts is not None:
+        return list(config.spectral.prompts)
+    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(config.seed))
+    return [captions[place] for place in order[:MOST_PROMPTS].tolist()]
+
+
 def _text_embedder(config: RunConfig) -> TextEmbedder | None:
-    if config.spectral.condition != "text" or not config.classes:
+    condition = config.spectral.condition
+    if condition == "class" or (condition == "text" and not config.classes):
         return None
     from sfumato.pretrained import zoo
 

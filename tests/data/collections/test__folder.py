@@ -135,7 +135,7 @@ def test_sfumato_reads_what_it_writes(tmp_path: Path) -> None:
     pictures.finish("test", "")
     folder = ImageFolder(tmp_path, workers=0)
     entries = list(folder.entries())
-    assert [(entry.label, entry.text) for entry in entries] == [(f"label-{n}", f"caption {n}") for n in range(3)]
+    assert [(entry.label, entry.text) for entry in entries] == [(f"label-{n}", (f"caption {n}",)) for n in range(3)]
     assert folder.findings == {"not_an_image": 2}
     spec = ImageSpec(height=8, width=8, channels=3)
     assert all(one.pixels is not None for one in folder.decode([entry.identity for entry in entries], spec, b"k" * 32))
