@@ -185,6 +185,7 @@ rows = 8
         (TwoOutputs(), UserError, "'memory'.*one tensor to one tensor"),
         (Overwriting(torch.tanh), UserError, "input of layer 'last' was overwritten"),
         (Constant(torch.tanh), UserError, "something for each row"),
+        (Trial(torch.relu_), UserError, "first trained layer is overwritten in place"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )

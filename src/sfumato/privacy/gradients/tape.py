@@ -93,7 +93,8 @@ def taped(
     Raises:
         PrivacyRefusal: a layer ran twice in one pass (its norm would lack the cross term), or a buffer or parameter
             changed in `forward` (the model would remember records outside what is noised).
-        UserError: a layer does not map one tensor to one tensor row by row, or its input was overwritten.
+        UserError: a layer does not map one tensor to one tensor row by row, its input was overwritten, or the first
+            one's output was.
     """
     readings: dict[str, Reading] = {}
     seen: set[str] = set()
@@ -155,6 +156,13 @@ def taped(
                 fence(module)
         with torch.enable_grad():
             yield readings
+    except RuntimeError as error:
+        if "leaf Variable" not in str(error):
+            raise
+        raise UserError(
+            "The output of the first trained layer is overwritten in place, so that its gradient would be lost; use "
+            "inplace=False behind it."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
