@@ -273,7 +273,7 @@ def oracle(detail: str) -> dict[str, Any]:
     idle = {} if detail == "tokens" else {"pretraining": {"steps": 0}}  # no tokens are drawn
     config = SpectralConfig.model_validate({"detail": detail, **idle})
     known = public_model(
-        config, IMAGE, lambda: (pixels(portraits()["public"], PUBLIC), None), Condition(), seed=1, hardware=hardware
+        config, IMAGE, lambda: pixels(portraits()["public"], PUBLIC), Condition(), seed=1, hardware=hardware
     )
     learnt = time.monotonic() - began
     stage = SpectralModel(config, IMAGE, known.network, known, None, None, not_private=False).detail()

@@ -215,29 +215,7 @@ def test_people(tmp_path: Path) -> None:
     assert "all images of one person" in run.statement(begun).render()
 
 
-@pytest.mark.parametrize(
-    ("release", "folder", "sentence"),
-    [
-        ("private/out", "x.run", "inside the private folder"),
-        ("private", "x.run", "inside the private folder"),
-        ("out", "private/run", "inside the private folder"),
-        (".", "x.run", "lies inside the release folder"),
-        ("full", "x.run", "already exists"),
-        ("out", "full", "already exists"),
-        ("out", "out/run", "must not lie inside the release"),
-    ],
-)
-def test_folders_that_would_mix(release: str, folder: str, sentence: str, tmp_path: Path) -> None:
-    private = draw_folder(tmp_path / "private", 3)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "something").touch()
-    with pytest.raises(UserError, match=sentence):
-        run.check_folders(private, tmp_path / release, tmp_path / folder)
-
-
-def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        run.check_folders(tmp_path / "none", tmp_path / "out", tmp_path / "run")
+def test_a_missing_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         run.finish(run.Run(tmp_path))
 

@@ -1,6 +1,4 @@
-"""Durable files: every artefact is written to a temporary file, synced, renamed, and its folder synced; and which
-folders may lie where.
-"""
+"""Durable files: every artefact is written to a temporary file, synced, renamed, and its folder synced."""
 
 from __future__ import annotations
 
@@ -70,23 +68,3 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_folders(private: Path, release: Path | None, folder: Path) -> None:
-    """Refuses arrangements of folders that would mix private and public files (UserError)."""
-    if not private.is_dir():
-        raise UserError(f"The private folder {private} does not exist or is not a folder.")
-    inside = private.resolve()
-    for name, path in (("release", release), ("run", folder)):
-        if path is None:
-            continue
-        target = path.resolve()
-        if target == inside or inside in target.parents:
-            raise UserError(f"The {name} folder {path} lies inside the private folder; choose a place outside it.")
-        if target in inside.parents:
-            raise UserError(f"The private folder lies inside the {name} folder {path}; choose another place for it.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            remedy = f" To finish an interrupted run: sfumato resume {path}" if name == "run" else ""
-            raise UserError(f"The {name} folder {path} already exists; nothing is overwritten.{remedy}")
-    if release is not None and (release.resolve() == folder.resolve() or release.resolve() in folder.resolve().parents):
-        raise UserError("The run folder holds private values and must not lie inside the release folder.")

@@ -78,14 +78,15 @@ class FittedModel:
         self._run, self._model = finished, model
 
     def sample(self, count: int, *, seed: int = 0, prompts: Sequence[str] = ()) -> Samples:
-        """`count` images with their provenance, in equal class shares; costs no privacy.
+        """`count` images with their provenance, in the run's class shares or under prompts; costs no privacy.
 
         Args:
             count: images.
             seed: public; another seed gives other images.
             prompts: public texts to draw under, for a model that was told captions; none may come from private records.
         """
-        return run.draw(self._run, self._model, count, seed, prompts=tuple(prompts))
+        given = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        return run.draw(self._run, self._model, count, seed, prompts=given)
 
     @property
     def statement(self) -> str:

@@ -133,12 +133,13 @@ def synthesize(
     The budget is spent once. If the run is interrupted, `sfumato resume release.run` finishes it.
     """
     from sfumato import run
+    from sfumato._folders import check_folders
     from sfumato.hardware import choose_hardware
     from sfumato.speed import in_time
 
     settings = _settings(locals())
     folder = run_dir or release_dir.with_name(release_dir.name + ".run")
-    run.check_folders(private_dir, release_dir, folder)
+    check_folders(private_dir, release_dir, folder)
     resolved = in_time(_resolve(settings, private_dir, classes_are_public, config, preset), choose_hardware(device))
     started = run.prepare(resolved, private_dir, release_dir, folder, run.make_plan(resolved))
     _finish(started, device, as_json)
@@ -230,7 +231,8 @@ def sample(
     from sfumato import run
     from sfumato.hardware import choose_hardware
 
-    finished, texts = run.Run(run_dir), _lines(prompts)
+    finished = run.Run(run_dir)
+    texts = _prompts(prompts, Path(finished.facts["private"]), run_dir)
     with progress(as_json) as report:
         model, hardware = run.load_model(finished), choose_hardware(device)
         run.make_release(finished, model, count, seed, out_dir, report, hardware=hardware, prompts=texts)
@@ -314,12 +316,18 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     return settings | ({"image": image} if image else {}) | ({"public": public} if public else {})
 
 
-def _lines(file: Path | None) -> tuple[str, ...]:
-    """The lines of a text file that hold something; none without a file."""
+def _prompts(file: Path | None, *private: Path) -> tuple[str, ...]:
+    """The lines of a text file that hold something; none without a file.
+
+    Raises:
+        UserError: it cannot be read, holds nothing, or lies in one of the folders that are private.
+    """
     if file is None:
         return ()
+    if any(folder.resolve() in file.resolve().parents for folder in private):
+        raise UserError(f"The prompts in {file} lie in a private folder; prompts are released, so they must be public.")
     try:
-        found = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+        found = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The prompts in {file} cannot be read; give a text file, a prompt a line.") from error
     if not found:

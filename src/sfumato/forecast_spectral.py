@@ -38,7 +38,7 @@ from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
 from sfumato.run import make_plan
 from sfumato.speed import READ_PER_SECOND, duration, with_check
-from sfumato.workflows.spectral import public_side
+from sfumato.workflows.spectral import prompts_of, public_side
 
 TOLD_PER_SECOND = 150.0
 """Captions that a text embedder of MiniLM's size takes on two cores."""
@@ -142,9 +142,12 @@ def forecast_spectral(config: RunConfig, hardware: Hardware | None = None) -> Sp
     """Prices a run, tries the machine's speed, and measures the oracle floor; opens no private file.
 
     Raises:
-        UserError: a public folder is missing or empty, or the minutes are too few.
+        UserError: a public folder is missing or empty, or without captions that are to be told; or the minutes are too
+            few.
     """
     hardware = hardware or choose_hardware()
+    if config.spectral.condition == "captions" and config.public is not None:
+        prompts_of(config, config.public.images())
     config = with_check(config)
     speed = measure_spectral_speed(config, hardware)
     config = with_spectral_steps(config, speed)
@@ -153,8 +156,7 @@ def forecast_spectral(config: RunConfig, hardware: Hardware | None = None) -> Sp
     batch = method.expected_batch(size)
     noise = touch.noise_multiplier * (1 + touch.slack) / batch * (speed.parameters / touch.steps) ** 0.5
     found, errors = _reach(config, hardware)
-    told = " and their captions" if method.condition == "captions" else ""
-    notes = [f"The time does not include the reading of public images{told}."]
+    notes = ["The time does not include the reading of public images."]
     if size is None:
         notes.append("No size was declared: rate, delta and divisor are the preset's.")
     elif batch / size > 0.5:
@@ -292,8 +294,9 @@ def _condition(config: RunConfig) -> Condition:
 
 def _beside_training(config: RunConfig, speed: SpectralSpeed) -> float:
     """Seconds of intake, public stage, warm start and sampling."""
-    read = 1 / READ_PER_SECOND + (1 / TOLD_PER_SECOND if config.spectral.condition == "captions" else 0)
-    intake = (config.public_size or 0) * read  # one caption each
+    intake = (config.public_size or 0) / READ_PER_SECOND
+    if config.spectral.condition == "captions" and config.public is not None:  # one for each private image
+        intake += ((config.public_size or 0) + len(config.public.images().captions())) / TOLD_PER_SECOND
     once = speed.public_seconds + speed.warm_seconds + speed.check_seconds
     return intake + once + config.count / speed.pictures_per_second
 

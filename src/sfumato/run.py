@@ -18,8 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sfumato._files import check_folders as check_folders
 from sfumato._files import writable, write_json
+from sfumato._folders import check_folders
 from sfumato.config import RunConfig, validated
 from sfumato.data.folder import ImageFolder
 from sfumato.data.release import Provenance, Samples, check_new, write_release
@@ -189,6 +189,7 @@ def _intake(
         if done[stage] % 64 == 0:
             report(stage, done[stage], config.public_size)
 
+    describe = workflow(config.method).describe(run.work)
     records, found = PrivateRecords.intake(
         ImageFolder(Path(facts["private"])),
         spec,
@@ -198,11 +199,16 @@ def _intake(
         folder=run.folder / "private",
         key=record_key(bytes.fromhex(facts["key"])),
         fingerprint_key=ledger.fingerprint_key(),
-        describe=workflow(config.method).describe(run.work),
+        describe=describe,
         progress=one_more,
     )
     if found.images == 0:
         raise UserError("There are no images in the private folder; nothing was spent.")
+    if describe is not None and found.captions == 0:
+        raise UserError(
+            "No image of the private folder has a caption, so there is nothing to tell and nothing was spent. Captions "
+            "stand in metadata.jsonl as 'text'; or set spectral.condition to class."
+        )
     parts = (found.digests[place : place + 16] for place in range(0, len(found.digests), 16))
     digests = [digest for digest in parts if any(digest)]  # unreadable files have none
     findings = {name: value for name, value in found._asdict().items() if name != "digests"}
@@ -249,7 +255,7 @@ def draw(
     prompts: tuple[str, ...] = (),
     keep: Path | None = None,
 ) -> Samples:
-    """Samples `count` images, in the class shares of the settings. Free: post-processing.
+    """Samples `count` images, in the class shares of the settings or under prompts. Free: post-processing.
 
     Args:
         run: a finished run.
@@ -262,7 +268,7 @@ def draw(
         keep: folder of this drawing and no other; if it is cut off, the same call goes on from what is there.
 
     Raises:
-        UserError: there are prompts, and the model hears none.
+        UserError: there are prompts, and the model hears none, or one of them is empty.
     """
     config, wanted = run.config, Wanted(count, seed, prompts, keep)
     if prompts and workflow(config.method).describe(run.work) is None:

@@ -297,7 +297,7 @@ def test_repeated_lines_of_one_person_count_once_and_disputed_ones_not_at_all(tm
         {"file_name": "3.png"},
         {"file_name": "2.png", "person_id": "b"},
     )
-    assert listed(ImageFolder(tmp_path)) == [("1.png", None, "a", ("first",))]
+    assert listed(ImageFolder(tmp_path)) == [("1.png", None, "a", ("first", "second"))]
     assert findings(tmp_path) == {Finding.repeated: 1, Finding.disputed: 5}
 
 

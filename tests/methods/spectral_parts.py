@@ -55,5 +55,6 @@ def known(condition: Condition = Condition(), detail: str = "examples") -> Publi
     told = None
     if condition.size:
         vectors = torch.randn(60, condition.size, generator=torch.Generator().manual_seed(0))
-        told = Told(vectors, torch.arange(60), torch.ones(60, dtype=torch.int64))
-    return public_model(config(detail=detail), IMAGE, lambda: (pictures(60), told), condition, seed=0, hardware=CPU)
+        told = Told(vectors, torch.arange(60), torch.arange(60), torch.ones(60, dtype=torch.int64))
+    settings = config(detail=detail)
+    return public_model(settings, IMAGE, lambda: pictures(60), condition, heard=lambda: told, seed=0, hardware=CPU)

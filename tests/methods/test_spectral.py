@@ -29,7 +29,8 @@ from sfumato.privacy.noise import Noise, TestNoise
 from sfumato.privacy.plan import SumTouch, Touch, TrainingTouch
 from sfumato.privacy.session import Session
 
-PRIVATE = [Picture(f"{n:02}.png", pixels, "ab"[n % 2]) for n, pixels in enumerate(pictures(40, seed=7))]
+PIXELS = pictures(40, seed=7)
+PRIVATE = [Picture(f"{n:02}.png", pixels, "ab"[n % 2]) for n, pixels in enumerate(PIXELS)]
 
 
 class Killed(Exception):  # noqa: N818
@@ -176,6 +177,59 @@ def test_private_captions_teach_what_prompts_mean(tmp_path: Path) -> None:
 
     assert heard(models[0]) > 0.85
     assert heard(models[1]) < 0.7
+
+
+def captioned(folder: Path, unit: str = "image", **changes: Any) -> SpectralModel:
+    """A run that is told captions: picture n of the public ones has one of n + 1 letters."""
+    shown = [Picture(f"{n:02}.png", one, person=f"p{n % 9}", text=("a" * (n % 3),)) for n, one in enumerate(PIXELS)]
+    settings = config(condition="captions", **changes)
+    begun = session(
+        folder, pictures=shown, touches=touches(settings), classes=None, describe=embed, unit=unit, noise=TestNoise()
+    )
+    public = PublicSet(pictures(60), None, (), tuple(("x" * (n + 1),) for n in range(60)))
+    side = PublicSide(lambda: public, "facts", folder, folder / "cache", (), embed, ("a", "bb"))
+    return spectral.fit(settings, begun, IMAGE, size=40, seed=0, hardware=CPU, progress=lambda *_: None, public=side)
+
+
+@pytest.mark.parametrize("source", ["public", "model"])
+def test_the_warm_start_tells_an_image_its_own_caption(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def learn(network: Any, batches: Any, steps: int, *_: Any, **__: Any) -> Any:
+        for step in range(steps):
+            seen.append(next(batches))
+            yield step + 1
+
+    monkeypatch.setattr(spectral, "minimise", learn)
+    model = captioned(tmp_path / "run", warm_source=source, warm_steps=6)
+    tokens, told = (torch.cat(part) for part in zip(*seen, strict=True))
+    if source == "model":  # thumbnails that nobody described
+        assert not told.any()
+        return
+    number = told[:, 0].long() - 1
+    means = model.public.tokenizer.thumbnail(model.public.tokenizer.encode(torch.from_numpy(pictures(60)), 1))
+    assert len(number.unique()) > 5
+    assert torch.equal(model.public.tokenizer.thumbnail(tokens), means[number])
+
+
+@pytest.mark.parametrize("detail", ["examples", "tokens", "diffusion"])
+@pytest.mark.parametrize("unit", ["image", "person"])
+def test_any_detail_stage_draws_under_prompts(detail: str, unit: str, tmp_path: Path) -> None:
+    model = captioned(tmp_path / "run", unit, detail=detail, sampler={"guidance": 2.0})
+    images = drawn(model)
+    assert images.shape == (6, 1, 8, 8)
+    model.save(tmp_path / "run")
+    assert torch.equal(images, drawn(SpectralModel.load(tmp_path / "run", not_private=True)))
+    again = captioned(tmp_path / "run", unit, detail=detail, sampler={"guidance": 2.0})  # from what is there
+    assert torch.equal(images, drawn(again))
+
+
+@pytest.mark.parametrize("prompts", [[], [""], ["a", " "], ["a\nb"], "a"])
+def test_prompts_that_cannot_be(prompts: Any) -> None:
+    with pytest.raises(ValidationError):
+        config(condition="captions", prompts=prompts)
 
 
 def test_the_label_check_sees_nothing_fine() -> None:

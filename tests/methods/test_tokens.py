@@ -39,7 +39,7 @@ def test_it_learns() -> None:
     model = public_model(
         settings,
         IMAGE,
-        lambda: (pictures(200), None),
+        lambda: pictures(200),
         Condition(),
         seed=0,
         hardware=CPU,
@@ -68,9 +68,7 @@ def test_what_draws_detail_is_learnt_and_nothing_else() -> None:
     assert coarse.resolver is not None
     assert float(coarse.resolver.get_buffer("spread")) != 1  # measured on the public pictures
     assert not any(value.requires_grad for value in coarse.resolver.parameters())
-    lanczos = public_model(
-        config(detail="lanczos"), IMAGE, lambda: (pictures(40), None), Condition(), seed=0, hardware=CPU
-    )
+    lanczos = public_model(config(detail="lanczos"), IMAGE, lambda: pictures(40), Condition(), seed=0, hardware=CPU)
     assert (lanczos.network.scales, lanczos.resolver, lanczos.examples) == (1, None, None)
 
 
@@ -101,14 +99,27 @@ def test_texts_are_told_and_heard() -> None:
     assert not torch.allclose(told, untold)
 
 
+def test_images_are_told_their_own_texts() -> None:
+    """Texts say which half is darker; images that are held out shift no other's text."""
+    shown = pictures(200)
+    darker = shown[:, 0, :4].mean((1, 2)) < shown[:, 0, 4:].mean((1, 2))
+    told = Told(torch.eye(2, 5), torch.from_numpy(darker.astype(np.int64)), torch.arange(200), torch.ones(200).long())
+    settings = config(pretraining={"steps": 150, "batch": 32, "rate": 5e-3, "label_dropout": 0.0})
+    model = public_model(settings, IMAGE, lambda: shown, TEXT, heard=lambda: told, seed=0, hardware=CPU)
+    tokens = encoded(model.tokenizer, torch.from_numpy(shown), 1)
+    right, wrong = (torch.eye(2, 5)[told.texts if right else 1 - told.texts] for right in (True, False))
+    surprised = model.network.losses(tokens, wrong) > model.network.losses(tokens, right)
+    assert float(surprised.float().mean()) > 0.9
+
+
 def test_found_again(tmp_path: Path) -> None:
     files = tmp_path / "run.safetensors", tmp_path / "cache" / "one.safetensors"
     calls = 0
 
-    def read() -> tuple[NDArray[np.uint8], Told | None]:
+    def read() -> NDArray[np.uint8]:
         nonlocal calls
         calls += 1
-        return pictures(40), None
+        return pictures(40)
 
     def learn(*where: Path) -> dict[str, Tensor]:
         return public_model(config(), IMAGE, read, Condition(), seed=0, hardware=CPU, files=where).state()
@@ -142,7 +153,7 @@ def test_a_public_stage_that_was_cut_off_goes_on(detail: str, tmp_path: Path, mo
                 raise InterruptedError
 
     def learn(progress: Progress, *files: Path) -> PublicModel:
-        read = lambda: (pictures(60), None)  # noqa: E731
+        read = lambda: pictures(60)  # noqa: E731
         settings = config(detail=detail)
         return public_model(settings, IMAGE, read, Condition(), seed=0, hardware=CPU, files=files, progress=progress)
 
@@ -162,7 +173,7 @@ def test_a_public_stage_that_was_cut_off_goes_on(detail: str, tmp_path: Path, mo
 def test_rows_at_a_time_change_memory_only() -> None:
     few, many = (
         public_model(
-            config(chunk=chunk), IMAGE, lambda: (pictures(60), None), Condition(), seed=0, hardware=CPU
+            config(chunk=chunk), IMAGE, lambda: pictures(60), Condition(), seed=0, hardware=CPU
         ).network.state_dict()
         for chunk in (3, 8)
     )
@@ -176,7 +187,8 @@ def test_a_cache_knows_what_decides_a_model() -> None:
     names = {name(), name(TEXT), name(facts="b"), name(seed=1), name(levels=2), name(pretraining={"steps": 5})}
     names |= {name(detail=detail) for detail in ("tokens", "lanczos", "diffusion")}
     names |= {name(examples={"count": 7}), name(detail="diffusion", superresolution={"steps": 7})}
-    assert len(names) == 11
+    names |= {cache_name(config(condition="captions"), TEXT, "a", 0)}
+    assert len(names) == 12
     assert name(steps=50, trained="head", examples={"window": 2}) == name()  # private and later settings do not
     assert name(superresolution={"steps": 7}) == name()
     assert name(detail="diffusion", superresolution=TINY["superresolution"] | {"levels": 9}) == name(detail="diffusion")

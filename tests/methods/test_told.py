@@ -33,3 +33,13 @@ def test_captions_are_told_in_turn_and_never_another_image_s() -> None:
             seen[place].add(int(length))
     assert seen == [{1, 2}, {0}, {1, 3, 4}, {0}]
     assert told.part(torch.tensor([1, 2])).of(torch.tensor([0]), generator).tolist() == [[0, 0]]
+    assert len(told.vectors) == 4  # "a" once
+
+
+def test_progress_and_no_caption_at_all() -> None:
+    seen: list[tuple[int, int]] = []
+    texts = [(f"{number:b}",) for number in range(600)]
+    Told.captions(texts, embed, lambda done, of: seen.append((done, of)))
+    assert seen == [(256, 600), (512, 600), (600, 600)]
+    nobody = Told.captions([(), ()], embed)
+    assert nobody.of(torch.tensor([0, 1, -1]), torch.Generator()).tolist() == [[0, 0]] * 3

@@ -100,6 +100,16 @@ def test_captions_are_embedded_in_calls_of_one_shape_and_kept_as_vectors_alone(t
     assert "canary" not in repr(captions) + json.dumps({key: str(value) for key, value in vars(captions).items()})
 
 
+def test_two_intakes_of_one_run_do_not_mix(tmp_path: Path) -> None:
+    """As when a run is resumed while it is still reading."""
+    one, other = CaptionWriter(describe, tmp_path), CaptionWriter(describe, tmp_path)
+    for number in range(200):
+        one.add([f"x{number}"])
+        other.add([f"y{number}", "more"])
+    assert np.array_equal(one.finished().vectors, describe([f"x{number}" for number in range(200)]))
+    assert len(other.finished().vectors) == 400
+
+
 def test_no_captions_at_all(tmp_path: Path) -> None:
     plain = [replace(p, text=()) for p in PICTURES]
     assert {vectors for _, vectors in told(held(plain, tmp_path, describe=describe), 1).values()} == {bytes(4 * SIZE)}

@@ -14,14 +14,17 @@ from tests.small_set import draw_folder, plan_of, settings
 from tests.system.test_kill_and_resume import launch, length
 from tests.test_cli import typed
 
+import sfumato as sf
 from sfumato import run
 from sfumato._home import home
+from sfumato.audit import membership
 from sfumato.config import validated
-from sfumato.errors import UserError
+from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.forecast_spectral import forecast_spectral
 from sfumato.hardware import choose_hardware
 
 SECRET = "canarywort"
+VECTOR = 384 * 4  # bytes
 KINDS = {"bars": "stripes of light", "disc": "a bright disc", "ring": "a bright ring"}
 
 
@@ -72,15 +75,21 @@ def test_captions_are_told_and_go_nowhere(pulled: None, private: Path, public: P
     config = validated(told(public))
     begun = run.prepare(config, private, tmp_path / "out", tmp_path / "out.run", plan_of(config))
     seen: list[bytes] = []
+    vectors: list[bytes] = []
 
     def look(stage: str, done: int, of: int | None) -> None:
         if stage == "private training" and not seen:
-            assert (begun.folder / "private" / "captions.f32").stat().st_size == 60 * 2 * 384 * 4 - 12 * 384 * 4
+            kept = (begun.folder / "private" / "captions.f32").read_bytes()
+            assert len(kept) == (60 * 2 - 12) * VECTOR
+            vectors.extend(kept[place : place + VECTOR] for place in range(0, len(kept), VECTOR))
             seen.append(everything(begun.folder))
 
     out = run.finish(begun, look)
     assert out is not None
-    assert SECRET.encode() not in seen[0] + everything(begun.folder) + everything(out)
+    left = everything(begun.folder) + everything(out) + everything(home())
+    assert SECRET.encode() not in seen[0] + left
+    assert all(vector in seen[0] for vector in vectors)
+    assert not any(vector in left for vector in vectors)
     assert not (begun.folder / "private").exists()
     assert json.loads((begun.folder / "intake.json").read_text())["captions"] == 108
     rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
@@ -89,8 +98,9 @@ def test_captions_are_told_and_go_nowhere(pulled: None, private: Path, public: P
     assert {row["text"] for row in rows} <= prompts
     assert len({row["text"] for row in rows}) == 12
     statement = json.loads((out / "privacy.json").read_text())["text"]
-    assert "Captions were told by" in statement
-    assert "Images were drawn under public prompts." in statement
+    assert "Captions, of private images too, were told by" in statement
+    assert "A record is an image with its captions" in statement
+    assert "captions, told to private training" in (begun.folder / "internal.html").read_text()
 
     asked = tmp_path / "prompts.txt"
     asked.write_text("a bright ring\n\n  stripes of light \n")
@@ -103,6 +113,19 @@ def test_captions_are_told_and_go_nowhere(pulled: None, private: Path, public: P
     asked.write_text("\n")
     with pytest.raises(UserError, match="no prompts in"):
         typed("sample", begun.folder, tmp_path / "none", "--prompts", asked)
+    with pytest.raises(UserError, match="lie in a private folder"):
+        typed("sample", begun.folder, tmp_path / "none", "--prompts", private / "metadata.jsonl")
+    model = sf.load(begun.folder)
+    assert model.sample(2, prompts="a bright ring").texts == ["a bright ring"] * 2
+    with pytest.raises(UserError, match="none of them empty"):
+        model.sample(2, prompts=["a", " "])
+    kept = {run._drawn(begun, 5, 1, tmp_path, prompts) for prompts in ((), ("a",), ("b",), ("a", "b"))}
+    assert len(kept) == 4  # what is kept of a drawing is of its prompts
+
+    spec = config.image.spec()
+    found = membership._likelihoods(begun.folder, spec, (private, public), 6, lambda *_: None)
+    assert found is not None
+    assert [gains.shape for gains in found] == [(6,), (6,)]
 
 
 def test_a_kill_changes_nothing(pulled: None, private: Path, public: Path, tmp_path: Path) -> None:
@@ -139,7 +162,44 @@ def test_what_cannot_be_told_is_refused(pulled: None, private: Path, public: Pat
         run.draw(begun, model, 3, 0, prompts=("a",))
 
 
-def test_forecast(pulled: None, public: Path) -> None:
-    found = forecast_spectral(validated(told(public, detail="lanczos")), choose_hardware("cpu"))
-    assert found.speed.rows_per_second > 0
-    assert found.speed.parameters > 0
+def test_forecast(pulled: None, public: Path, tmp_path: Path) -> None:
+    hardware = choose_hardware("cpu")
+    minutes = [
+        forecast_spectral(
+            validated(told(public, detail="lanczos", condition=condition) | {"public_size": 90_000}), hardware
+        ).total_minutes
+        for condition in ("class", "captions")
+    ]
+    assert minutes[1] - minutes[0] > 0.8 * 90_000 / 150 / 60  # captions take time to read
+    with pytest.raises(UserError, match="public images with captions"):
+        forecast_spectral(validated(told(draw_folder(tmp_path / "silent", 30))), hardware)
+
+
+def test_private_images_without_captions_are_refused_before_anything_is_spent(
+    pulled: None, public: Path, tmp_path: Path
+) -> None:
+    config = validated(told(public) | {"ledger": str(tmp_path / "ledger.jsonl")})
+    begun = run.prepare(config, draw_folder(tmp_path / "silent", 30), None, tmp_path / "a.run", plan_of(config))
+    with pytest.raises(UserError, match="nothing was spent"):
+        run.train(begun)
+    assert begun.ledger.runs() == {}
+
+
+def test_other_captions_end_a_run(pulled: None, public: Path, tmp_path: Path) -> None:
+    private = captioned(tmp_path / "private", 30, SECRET)
+    config = validated(told(public))
+    begun = run.prepare(config, private, None, tmp_path / "a.run", plan_of(config))
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def kill(stage: str, done: int, of: int | None) -> None:
+        if stage == "private training":
+            raise Killed
+
+    with pytest.raises(Killed):
+        run.train(begun, kill)
+    lines = (private / "metadata.jsonl").read_text()
+    (private / "metadata.jsonl").write_text(lines.replace("stripes", "strips"))
+    with pytest.raises(PrivacyRefusal, match="not what it was"):
+        run.train(begun)

@@ -25,7 +25,7 @@ from sfumato.audit.bounds import SHOWN, clopper_pearson
 from sfumato.data.decode import ImageSpec
 from sfumato.errors import UserError
 from sfumato.measure.features import features, load_embedder
-from sfumato.measure.images import read_images
+from sfumato.measure.images import read_captioned, read_images
 from sfumato.measure.neighbours import nearest
 from sfumato.privacy.ledger import Ledger
 from sfumato.privacy.statement import FALSE_ALARM
@@ -216,7 +216,7 @@ def _likelihoods(
 
     The public model knows how hard an image is in itself; what private training added is what tells of membership
     (Carlini et al. 2022, "Membership inference attacks from first principles", section IV, on calibration). The
-    attacker need not know an image's class, and takes the one in which it gained most.
+    attacker need not know an image's class, and takes the one in which it gained most; captions of it they know.
     """
     if not (folder / "TRAINED").is_file():
         return None
@@ -224,15 +224,19 @@ def _likelihoods(
         return None
     from sfumato import run
     from sfumato.audit.inserted import by_likelihood
+    from sfumato.workflows import workflow
 
-    model = run.load_model(run.Run(folder))
+    finished = run.Run(folder)
+    model, embed = run.load_model(finished), workflow("spectral").describe(finished.work)
     told = model.coarse.condition
     classes = {"none": 0, "class": told.size, "text": 0 if model.vectors is None else len(model.vectors)}[told.kind]
-    labels = torch.arange(-1, classes)
     scores = []
     for whose, place in zip(("private", "holdout"), places, strict=True):
         gains = []
-        for number, pixels in enumerate(read_images(place, spec, images)):
+        for number, (pixels, captions) in enumerate(read_captioned(place, spec, images)):
+            if embed is not None:
+                model, classes = dataclasses.replace(model, vectors=torch.from_numpy(embed(captions))), len(captions)
+            labels = torch.arange(-1, classes)
             shown = torch.from_numpy(pixels).expand(len(labels), -1, -1, -1)
             gains.append(by_likelihood(model, shown, labels).max())
             report(f"likelihood of {whose} images", number + 1, images)

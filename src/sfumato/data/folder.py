@@ -14,7 +14,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,10 +69,10 @@ class ImageFolder:
 
     Without metadata every image candidate is an entry and its label is its first-level folder, however deep it lies.
     With a `metadata.jsonl` at the top, that file decides: a line is an object with `file_name` and optional `label`,
-    `person_id` and `text`, each a string or whole number; `text`, the caption, may be a list of several. Null and ""
-    mean absent, and an absent label falls back to the folder. Names are compared byte by byte: two spellings of one
-    accented name are two files. An image candidate is a regular file, not empty, with an extension in EXTENSIONS in
-    upper or lower case; what it holds is for `decode`.
+    `person_id` and `text`, each a string or whole number; `text`, the caption, may be a list of several, and further
+    lines on a file may bring more of them. Null and "" mean absent, and an absent label falls back to the folder. Names
+    are compared byte by byte: two spellings of one accented name are two files. An image candidate is a regular file,
+    not empty, with an extension in EXTENSIONS in upper or lower case; what it holds is for `decode`.
 
     Args:
         root: the folder; may itself be a link.
@@ -170,7 +171,7 @@ class ImageFolder:
                 self._note(Finding.disputed, len(entries))
             else:
                 self._note(Finding.repeated, len(entries) - 1)
-                yield entries[0]
+                yield replace(entries[0], text=tuple(dict.fromkeys(chain.from_iterable(one.text for one in entries))))
         self._note(Finding.missing, len(index) - found)
 
     def _index(self, metadata: BinaryIO) -> list[tuple[bytes, int]]:

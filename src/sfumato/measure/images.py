@@ -82,10 +82,16 @@ def read_images(folder: Path, spec: ImageSpec, limit: int) -> Iterator[np.ndarra
     Yields:
         uint8 `(C, H, W)`.
     """
+    return (pixels for pixels, _ in read_captioned(folder, spec, limit))
+
+
+def read_captioned(folder: Path, spec: ImageSpec, limit: int) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
+    """As `read_images`, each image with its captions."""
     source = ImageFolder(folder)
-    names = [entry.identity for entry in source.entries()]
-    decoded = source.decode((names[index] for index in _shuffled(len(names))), spec, _KEY)
-    return itertools.islice((image.pixels for image in decoded if image.pixels is not None), limit)
+    entries = list(source.entries())
+    order = [entries[index] for index in _shuffled(len(entries))]
+    decoded = zip(source.decode((entry.identity for entry in order), spec, _KEY), order, strict=True)
+    return itertools.islice(((image.pixels, entry.text) for image, entry in decoded if image.pixels is not None), limit)
 
 
 def spec_of(folder: Path, longest: int = LONGEST_SIDE) -> ImageSpec:

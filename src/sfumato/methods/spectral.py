@@ -103,7 +103,7 @@ def fit(
     pictures = functools.cache(public.read)
     # 1. Public stage.
     vectors = None if public.embed is None else torch.from_numpy(public.embed(public.prompts or public.names))
-    heard = functools.cache(lambda: told_of(public, pictures()))
+    heard = functools.cache(lambda: told_of(public, pictures(), progress))
     begun = (public.folder / stamped(START, not session.noise.private)).exists()
     known = learn_from_public(config, image, public, pictures, heard, seed, hardware, progress, begun)
     condition = config.condition_of(len(public.names), 0 if vectors is None else vectors.shape[1])
@@ -166,12 +166,12 @@ def fit(
     return SpectralModel(config, image, learner.finished(), known, vectors, check, not session.noise.private)
 
 
-def told_of(public: PublicSide, found: PublicSet) -> Told | None:
+def told_of(public: PublicSide, found: PublicSet, progress: Progress) -> Told | None:
     """What public images are told of: their captions, the names of their classes, or nothing."""
     if public.embed is None:
         return None
     if public.prompts:
-        return Told.captions(found.captions, public.embed)
+        return Told.captions(found.captions, public.embed, functools.partial(progress, "captions of public images"))
     if found.labels is None:
         return None
     names = [name.partition("/")[2] if public.prefixed else name for name in found.classes]
@@ -197,13 +197,15 @@ def learn_from_public(
     embed = public.embed
     told = Condition() if embed is None else Condition("text", embed(("",)).shape[1])
 
-    def read() -> tuple[NDArray[np.uint8], Told | None]:
+    def read() -> NDArray[np.uint8]:
         if begun:
             raise PrivacyRefusal(f"The tokens that this run began with are missing ({files[0]}); start a new run.")
-        return pictures().pixels, heard()
+        return pictures().pixels
 
     files = public.folder / PUBLIC_MODEL, public.cache / cache_name(config, told, public.facts, seed)
-    return public_model(config, image, read, told, seed=seed, hardware=hardware, files=files, progress=progress)
+    return public_model(
+        config, image, read, told, heard=heard, seed=seed, hardware=hardware, files=files, progress=progress
+    )
 
 
 def _warm_started(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -52,6 +53,12 @@ PRESETS = MappingProxyType(
         },
     }
 )
+
+
+def refuse_prompts(prompts: Sequence[str]) -> None:
+    """Refuses prompts that are empty, or longer than a line (ValueError)."""
+    if isinstance(prompts, str) or any(not text.strip() or len(text.splitlines()) > 1 for text in prompts):
+        raise ValueError("prompts must be a list of texts of one line each, none of them empty")
 
 
 class TokenizerConfig(BaseModel):
@@ -255,6 +262,7 @@ class SpectralConfig(BaseModel):
                 raise ValueError(f"a width of {width} cannot be shared by {heads} heads; give a multiple")
         if self.prompts is not None and self.condition != "captions":
             raise ValueError("prompts are for models that are told captions; set 'condition' to captions")
+        refuse_prompts(self.prompts or ())
         if self.sampler.guidance != 1 and not self.label_dropout:
             raise ValueError("guidance needs a model that knows 'no class'; set 'label_dropout', for example to 0.1")
         return self

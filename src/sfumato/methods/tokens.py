@@ -107,9 +107,10 @@ def new_model(config: SpectralConfig, image: Image, condition: Condition, seed: 
 def public_model(
     config: SpectralConfig,
     image: Image,
-    read: Callable[[], tuple[NDArray[np.uint8], Told | None]],
+    read: Callable[[], NDArray[np.uint8]],
     condition: Condition,
     *,
+    heard: Callable[[], Told | None] = lambda: None,
     seed: int,
     hardware: Hardware,
     files: tuple[Path, ...] = (),
@@ -122,9 +123,9 @@ def public_model(
     Args:
         config: settings.
         image: `(C, H, W)`.
-        read: gives the public pictures, uint8 `(N, C, H, W)`, and what they are told of, or None; called only where
-            something is to be learnt.
+        read: gives the public pictures, uint8 `(N, C, H, W)`; called only where something is to be learnt.
         condition: "none" or "text".
+        heard: gives what they are told of, or None; called only where the model of tokens is to learn.
         seed: public.
         hardware: where to train.
         files: the run's own copy, and one that further runs on the same public set find.
@@ -137,8 +138,7 @@ def public_model(
         without.append(file)
     unfinished = files[0].with_name(UNFINISHED) if files else None
     if found is None:
-        pixels, told = read()
-        found = _learnt(config, image, pixels, told, condition, seed, hardware, progress, unfinished)
+        found = _learnt(config, image, read(), heard, condition, seed, hardware, progress, unfinished)
     for file in (file for file in files if file in without or not file.exists()):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(file, save(found.state()), 0o600)
@@ -175,7 +175,7 @@ def _learnt(
     config: SpectralConfig,
     image: Image,
     pixels: NDArray[np.uint8],
-    told: Told | None,
+    heard: Callable[[], Told | None],
     condition: Condition,
     seed: int,
     hardware: Hardware,
@@ -199,8 +199,8 @@ def _learnt(
         checkpoint.closes()
     tokens = encoded(tokenizer, pictures, network.scales, partial(progress, "tokens of public images"))
     if checkpoint.opens(stage := "pretraining on public tokens"):
-        heard = None if told is None else told.part(torch.from_numpy(shown))
-        lines, settings = _token_batches(config, network, tokens, heard, generator), config.pretraining
+        told = everything.part(torch.from_numpy(shown)) if (everything := heard()) is not None else None
+        lines, settings = _token_batches(config, network, tokens, told, generator), config.pretraining
         for step in learn(network, lines, settings.steps, settings.rate):
             progress(stage, step, settings.steps)
         checkpoint.closes()

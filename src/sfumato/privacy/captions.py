@@ -5,6 +5,7 @@ Texts themselves are not kept. A caption's vector is a function of that caption,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +70,11 @@ class CaptionWriter:
     """
 
     def __init__(self, describe: Describe, folder: Path) -> None:
-        """Begins the file anew."""
-        self._describe = describe
-        self._file = folder / "captions.f32"
-        self._file.unlink(missing_ok=True)
-        self._file.touch(mode=0o600)
+        """Begins a file of its own: one that another process of the same run writes is not touched."""
+        file = folder / "captions.f32"
+        file.unlink(missing_ok=True)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._describe, self._file = describe, os.fdopen(handle, "w+b")
         self._size = describe([""] * TOGETHER).shape[1]
         self._waiting: list[str] = []
         self._starts = [0]
@@ -92,16 +93,19 @@ class CaptionWriter:
             self._write(self._waiting)
             self._waiting = []
         count = self._starts[-1]
-        vectors: NDArray[np.float32] = (
-            np.memmap(self._file, dtype=np.float32, mode="r", shape=(count, self._size))
-            if count
-            else np.zeros((0, self._size), dtype=np.float32)
-        )
+        with self._file as file:
+            file.flush()
+            if os.fstat(file.fileno()).st_size != 4 * count * self._size:
+                raise InternalError("the file of captions does not hold what was written")
+            vectors: NDArray[np.float32] = (
+                np.memmap(file, dtype=np.float32, mode="r", shape=(count, self._size))
+                if count
+                else np.zeros((0, self._size), dtype=np.float32)
+            )
         return Captions(vectors, np.array(self._starts, dtype=np.int64))
 
     def _write(self, texts: list[str]) -> None:
         vectors = self._describe([*texts, *[""] * (TOGETHER - len(texts))])
         if vectors.shape != (TOGETHER, self._size):
             raise InternalError(f"texts were embedded as {vectors.shape}, one vector a text was expected")
-        with self._file.open("ab") as file:
-            file.write(np.ascontiguousarray(vectors[: len(texts)], dtype=np.float32).tobytes())
+        self._file.write(np.ascontiguousarray(vectors[: len(texts)], dtype=np.float32).tobytes())

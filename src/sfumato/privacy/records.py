@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -214,11 +215,12 @@ class PrivateRecords:
         identities = bytearray()
         names: list[str] = []
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        writer = None if describe is None else CaptionWriter(describe, folder)
+        writer, told = None if describe is None else CaptionWriter(describe, folder), hashlib.sha256()
         for entry in source.entries():
             names.append(entry.identity)
             if writer is not None:
                 writer.add(entry.text)
+                told.update(json.dumps(entry.text).encode())
                 progress("reading captions")
             labels.append(NO_LABEL if index is None else index.get(entry.label or "", -2))
             if unit == "person" and entry.person is None:
@@ -269,6 +271,8 @@ class PrivateRecords:
             fingerprint.update(
                 name.encode("utf-8", "surrogateescape") + b"\0" + digests[16 * number : 16 * number + 16]
             )
+        if captions is not None:
+            fingerprint.update(told.digest())
         report = IntakeReport(
             images=count,
             records=records,

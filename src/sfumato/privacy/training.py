@@ -165,7 +165,12 @@ class Team:
 
     def refuse_differences(self, records: PrivateRecords) -> None:
         """Refuses processes that hold other records, or hold them in another order, than the first."""
-        mine = hashlib.sha256(records._identities.tobytes() + records._starts.tobytes()).digest()
+        if self.size == 1:
+            return
+        digest = hashlib.sha256(records._identities.tobytes() + records._starts.tobytes())
+        if records._captions is not None:
+            digest.update(records._captions.starts.tobytes() + records._captions.vectors.tobytes())
+        mine = digest.digest()
         if self.told_bytes(mine) != mine:
             raise UserError("The processes of this training read different folders; give each the same one.")
 

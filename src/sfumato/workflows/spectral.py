@@ -20,6 +20,7 @@ from sfumato.methods import spectral
 from sfumato.methods.privimage_model import stamped
 from sfumato.methods.spectral import NOTES, PublicSide
 from sfumato.methods.spectral_model import SpectralModel, upscaler
+from sfumato.methods.spectral_settings import refuse_prompts
 from sfumato.pretrained.interfaces import Identity, TextEmbedder
 from sfumato.pretrained.wall import for_private
 from sfumato.privacy.captions import Describe
@@ -31,6 +32,12 @@ from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, 
 
 MOST_PROMPTS = 2000
 """Captions of public images that are drawn under, where there are no prompts of the user's."""
+
+
+PROMPTED = (
+    "A record is an image with its captions, which private training alone was told. Images were drawn under texts that "
+    "the user declares public, or under captions of these public images, whose licences go with them."
+)
 
 
 class SpectralWorkflow:
@@ -58,7 +65,7 @@ class SpectralWorkflow:
                 "these have none. Give them class sub-folders, or set spectral.condition to class."
             )
         facts = {"public": to_facts(images.identities()), "models": pretrained_models(config)}
-        return facts | ({"prompts": _prompts(config, images)} if config.spectral.condition == "captions" else {})
+        return facts | ({"prompts": prompts_of(config, images)} if config.spectral.condition == "captions" else {})
 
     def describe(self, work: Work) -> Describe | None:
         """The text embedder, where captions are told."""
@@ -95,6 +102,10 @@ class SpectralWorkflow:
     def draw(self, work: Work, model: SpectralModel, wanted: Wanted, report: Report, hardware: Hardware) -> Drawn:
         """Samples coarse tokens and adds detail."""
         prompts = wanted.prompts or tuple(work.facts.get("prompts", ()))
+        try:
+            refuse_prompts(prompts)
+        except ValueError as error:
+            raise UserError(f"Those are no prompts: {error}.") from error
         if prompts:
             order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(wanted.seed))
             labels = order[torch.arange(wanted.count) % len(prompts)]
@@ -112,7 +123,7 @@ class SpectralWorkflow:
         found = [PublicIdentity.from_json(facts) for facts in work.facts["public"]]
         detail = work.config.spectral.detail
         more = ", super-resolution" if detail == "diffusion" else ""
-        prompted = ("Images were drawn under public prompts.",) if "prompts" in work.facts else ()
+        prompted = (PROMPTED,) if work.config.spectral.condition == "captions" else ()
         learnt = tuple(f"The tokenizer{more} and the model of tokens first learnt from {one}." for one in found)
         copied = ("Images are put together from pieces of these public images, whose licences go with them.",)
         return *learnt, *(copied if detail == "examples" else ()), *prompted, *work.facts["models"]
@@ -170,7 +181,8 @@ def pretrained_models(config: RunConfig) -> list[str]:
     """
     settings, sentences = config.spectral, []
     if (embedder := _text_embedder(config)) is not None:
-        told = "Captions" if settings.condition == "captions" else "The names of the classes"
+        captions = settings.condition == "captions"
+        told = "Captions, of private images too," if captions else "The names of the classes"
         sentences.append(f"{told} were told by {_named(embedder.identity)}.")
     if not settings.own_detail:
         sentences.append(f"Detail was added by {_named(upscaler(settings.detail).identity)}.")
@@ -179,7 +191,7 @@ def pretrained_models(config: RunConfig) -> list[str]:
     return sentences or ["No pretrained models were used."]
 
 
-def _prompts(config: RunConfig, images: PublicImages) -> list[str]:
+def prompts_of(config: RunConfig, images: PublicImages) -> list[str]:
     """Public texts to draw under: those of the settings, or captions of public images.
 
     Raises:
