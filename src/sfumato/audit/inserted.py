@@ -8,7 +8,9 @@ even without protection: small models do not remember single images.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +26,7 @@ from sfumato.audit.bounds import OneRun
 from sfumato.audit.canaries import Report, stricter_claim
 from sfumato.audit.standins import DATASET, Picture, coins
 from sfumato.config import RunConfig, validated
+from sfumato.data.folder import METADATA
 from sfumato.errors import InternalError
 from sfumato.measure.features import Pixels, features
 from sfumato.measure.neighbours import nearest
@@ -32,7 +35,9 @@ from sfumato.methods.denoising import View, row_losses
 from sfumato.methods.privimage_model import PrivImageModel, guides_of
 from sfumato.methods.spectral_model import SpectralModel
 from sfumato.nets.autoregressive import UNCONDITIONAL
+from sfumato.privacy.captions import Describe
 from sfumato.privacy.noise import Noise
+from sfumato.workflows import workflow
 
 DRAWS = 16
 """Noise draws for the loss of a canary, the same for all of them."""
@@ -66,7 +71,7 @@ def black_box(
     Args:
         settings: of the run; data set and ledger are the audit's own.
         pictures: stand-ins; whoever they are, the claim is about the canaries.
-        canaries: m, put in by coins.
+        canaries: m, put in by coins; with captions, as stand-ins, where the run is told such.
         folder: temporary.
         noise: `Noise`, or `TestNoise` for a run without protection.
         models: a user's own model objects.
@@ -85,7 +90,12 @@ def black_box(
 
 
 def write(pictures: Sequence[Picture], folder: Path) -> None:
-    """Writes pictures as PNG files in class folders."""
+    """Writes pictures as PNG files in class folders, and their captions beside them, if there are any."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(picture.text for picture in pictures):
+        names = [f"{picture.label}/{picture.identity}" if picture.label else picture.identity for picture in pictures]
+        lines = [{"file_name": name, "text": one.text} for name, one in zip(names, pictures, strict=True)]
+        (folder / METADATA).write_text("\n".join(map(json.dumps, lines)))
     for picture in pictures:
         place = folder / (picture.label or "")
         place.mkdir(parents=True, exist_ok=True)
@@ -99,11 +109,19 @@ def scores_of(started: run.Run, model: Any, config: RunConfig, canaries: Sequenc
     classes = config.classes or ()
     labels = torch.tensor([classes.index(c.label) if c.label in classes else -1 for c in canaries])
     if isinstance(model, SpectralModel):
+        if (describe := workflow(config.method).describe(started.work)) is not None:
+            model = hearing(model, describe, [canary.text[0] if canary.text else "" for canary in canaries])
+            labels = torch.tensor([number if canary.text else -1 for number, canary in enumerate(canaries)])
         return by_likelihood(model, torch.from_numpy(pixels), labels)
     if isinstance(model, PrivImageModel):
         return by_loss(model, torch.from_numpy(pixels), labels)
     made = run.draw(started, model, config.count, config.seed).pixels
     return by_distance(made, pixels)
+
+
+def hearing(model: SpectralModel, describe: Describe, captions: Sequence[str]) -> SpectralModel:
+    """The model with captions in place of its prompts: label n tells it the n-th."""
+    return replace(model, vectors=torch.from_numpy(describe(captions)))
 
 
 @torch.inference_mode()

@@ -223,7 +223,7 @@ def _likelihoods(
     if json.loads((folder / "config.json").read_text()).get("method") != "spectral":
         return None
     from sfumato import run
-    from sfumato.audit.inserted import by_likelihood
+    from sfumato.audit.inserted import by_likelihood, hearing
     from sfumato.workflows import workflow
 
     finished = run.Run(folder)
@@ -235,7 +235,7 @@ def _likelihoods(
         gains = []
         for number, (pixels, captions) in enumerate(read_captioned(place, spec, images)):
             if embed is not None:
-                model, classes = dataclasses.replace(model, vectors=torch.from_numpy(embed(captions))), len(captions)
+                model, classes = hearing(model, embed, captions), len(captions)
             labels = torch.arange(-1, classes)
             shown = torch.from_numpy(pixels).expand(len(labels), -1, -1, -1)
             gains.append(by_likelihood(model, shown, labels).max())
