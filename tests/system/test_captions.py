@@ -38,7 +38,7 @@ def captioned(folder: Path, count: int, told: str) -> Path:
     for number, file in enumerate(sorted((folder / "drawn").rglob("*.png"))):
         kind = file.parent.name
         file.rename(folder / f"{number:03}.png")
-        text = [f"{KINDS[kind]} {told}", f"{told} {kind} number {number}"]
+        text = [f"{KINDS[kind]}\n{told}", f"{told} {kind} number {number}"]
         lines.append(json.dumps({"file_name": f"{number:03}.png", "text": text if number % 5 else text[0]}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder

@@ -103,7 +103,7 @@ class SpectralWorkflow:
         """Samples coarse tokens and adds detail."""
         prompts = wanted.prompts or tuple(work.facts.get("prompts", ()))
         try:
-            refuse_prompts(prompts)
+            refuse_prompts(wanted.prompts)
         except ValueError as error:
             raise UserError(f"Those are no prompts: {error}.") from error
         if prompts:
@@ -197,7 +197,7 @@ def prompts_of(config: RunConfig, images: PublicImages) -> list[str]:
     Raises:
         UserError: public images have no captions, so that they cannot teach what texts mean.
     """
-    captions = images.captions()
+    captions = [text for text in images.captions() if text.strip()]
     if not captions:
         raise UserError(
             "spectral.condition: captions learns what texts mean from public images with captions, and these have "
