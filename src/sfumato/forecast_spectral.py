@@ -46,7 +46,7 @@ TOLD_PER_SECOND = 150.0
 _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
 _DRAWN = 2.0  # pictures drawn for one that is released, where a label check sorts them; as on Fashion-MNIST
 _PATIENCE = 30.0  # seconds of a trial, if many rows cost no less each than one alone
-_PICTURES = 32  # drawn in a trial, at most
+_PICTURES = 32  # judged in a trial
 MOST_PICTURES, MOST_VALUES = 400, 2**24
 """Public images that the floor is measured on; fewer, where they are large."""
 
@@ -218,7 +218,7 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
 
     workers = torch.get_num_threads() if hardware.device.type == "cpu" else 1
     seconds = _per_row(training, method.chunk, 7 * workers)  # once, then three times two chunks, of each worker
-    pictures = 1 / _per_row(drawing, _PICTURES)
+    pictures = 1 / _per_row(drawing, model.at_once)
     public = _public_seconds(method, model, hardware)
     warm = method.warm_steps * method.warm_batch * seconds if method.warm_share else 0.0
     checking = 0.0

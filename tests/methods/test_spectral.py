@@ -20,11 +20,12 @@ from tests.privacy.runs import session
 
 from sfumato.data.public import PublicSet
 from sfumato.errors import PrivacyRefusal
-from sfumato.methods import spectral
+from sfumato.methods import spectral, spectral_model
 from sfumato.methods.labelcheck import LABEL_CHECK
 from sfumato.methods.spectral import NOTES, PUBLIC_MODEL, START, PublicSide
-from sfumato.methods.spectral_model import SpectralModel
+from sfumato.methods.spectral_model import SpectralModel, untrained
 from sfumato.methods.spectral_settings import FINE_TUNING, WARM_START, SpectralConfig
+from sfumato.nets.autoregressive import Condition
 from sfumato.privacy.noise import Noise, TestNoise
 from sfumato.privacy.plan import SumTouch, Touch, TrainingTouch
 from sfumato.privacy.session import Session
@@ -242,6 +243,19 @@ def test_the_label_check_sees_nothing_fine() -> None:
     assert seen.shape == (10, 1, 4, 4)
     assert torch.equal(seen, still)
     assert not torch.equal(seen, tokenizer.thumbnail(tokenizer.encode(images.flip(2), 1)))
+
+
+def test_detail_comes_in_pieces_of_what_is_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Trial(tmp_path / "run").fit()
+    whole = torch.cat(list(model.sample(torch.arange(10) % 2, 0, CPU, batch=10)))
+    monkeypatch.setattr(spectral_model, "PIECE", 4)
+    pieces = list(model.sample(torch.arange(10) % 2, 0, CPU, batch=10))
+    assert [len(piece) for piece in pieces] == [4, 4, 2]
+    assert torch.equal(torch.cat(pieces), whole)
+    assert model.at_once == 400
+    with torch.device("meta"):
+        paper = untrained(SpectralConfig.model_validate({"preset": "paper"}), (3, 256, 256), Condition("text", 384))
+    assert 10 < paper.at_once < 40  # a gigabyte
 
 
 def test_without_a_warm_start(tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ from sfumato.pretrained.interfaces import Upscaler
 from sfumato.pretrained.lanczos import Lanczos
 from sfumato.pretrained.wall import for_released
 
-BATCH = 100
-"""Pictures drawn at once."""
+MOST, PIECE = 400, 100
+"""Pictures whose coarse tokens are drawn at once, and pictures that get detail at once, at most."""
+
+_KEPT = 2**30  # bytes of keys and values of earlier tokens
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ class SpectralModel:
     not_private: bool
 
     def sample(
-        self, labels: Tensor, seed: int, hardware: Hardware, batch: int = BATCH, keep: Path | None = None
+        self, labels: Tensor, seed: int, hardware: Hardware, batch: int | None = None, keep: Path | None = None
     ) -> Iterator[Tensor]:
-        """Yields uint8 pictures `(<= batch, C, H, W)` for labels `(N,)` of classes or prompts; free, and any number.
+        """Yields uint8 pictures `(<= PIECE, C, H, W)` for labels `(N,)` of classes or prompts; free, and any number.
+
+        Tokens of `batch` pictures are drawn at once, by default of `at_once`.
 
         They are larger than the run's images where the settings say so (`enlarge`). What is drawn is kept in the folder
         `keep`, if there is one, and not drawn again when this is called again.
@@ -84,11 +88,18 @@ class SpectralModel:
             return enlarged(pictures, larger) if larger else pictures
 
         sorter = self.check.sorter(self.public.tokenizer.thumbnail) if self.check is not None else None
-        for part in torch.split(labels, batch):
+        for part in torch.split(labels, batch or self.at_once):
             tokens = drawn(part) if sorter is None else sorter.fill(part, drawn)
             with_text = self.public.network.condition.kind == "text"
             told = condition_of(network.condition, part, self.vectors) if with_text else torch.full_like(part, -1)
-            yield parts.next(len(part), partial(finished, tokens, told))
+            for some, hint in zip(torch.split(tokens, PIECE), torch.split(told, PIECE), strict=True):
+                yield parts.next(len(some), partial(finished, some, hint))
+
+    @property
+    def at_once(self) -> int:
+        """Pictures whose coarse tokens are drawn together: the more, the less each costs, while memory lasts."""
+        shape, tokens = self.coarse.shape, self.coarse.length
+        return max(1, min(MOST, _KEPT // (2 * 4 * shape.layers * shape.width * tokens)))
 
     def detail(self) -> Detail:
         """The detail stage that the settings ask for."""
