@@ -87,14 +87,14 @@ ROWS = 64  # of a chunk of DP diffusion, which is quickest so
 def settings(cell: str) -> dict[str, Any]:
     """What decides a cell; the method's own defaults among it, so that a cell of other defaults counts as missing.
 
-    Quality does not hang on the size of chunks.
+    Quality does not hang on the size of chunks, and nothing is told captions.
     """
     kind, _, name = cell.partition(" ")
     if kind == "cost":
         return SIZES | SpectralConfig().model_dump(include=DECIDE_COST) | {"rows": ROWS}
     changes: dict[str, Any] = {"detail": name} if kind == "oracle" and name else {}
     changes |= ABLATIONS.get(cell.partition(" epsilon ")[0], {})
-    method = SpectralConfig.model_validate(changes).model_dump(mode="json", exclude={"chunk"})
+    method = SpectralConfig.model_validate(changes).model_dump(mode="json", exclude={"chunk", "prompts"})
     return SIZES | PORTRAITS | {"method": method}
 
 
