@@ -24,7 +24,7 @@ from sfumato.methods import spectral, spectral_model
 from sfumato.methods.labelcheck import LABEL_CHECK
 from sfumato.methods.spectral import NOTES, PUBLIC_MODEL, START, PublicSide
 from sfumato.methods.spectral_model import SpectralModel, untrained
-from sfumato.methods.spectral_settings import FINE_TUNING, WARM_START, SpectralConfig
+from sfumato.methods.spectral_settings import FINE_TUNING, WARM_START, SpectralConfig, TasteConfig
 from sfumato.nets.autoregressive import Condition
 from sfumato.privacy.noise import Noise, TestNoise
 from sfumato.privacy.plan import SumTouch, Touch, TrainingTouch
@@ -256,6 +256,8 @@ def test_detail_comes_in_pieces_of_what_is_drawn_at_once(tmp_path: Path, monkeyp
     with torch.device("meta"):
         paper = untrained(SpectralConfig.model_validate({"preset": "paper"}), (3, 256, 256), Condition("text", 384))
     assert 10 < paper.at_once < 40  # a gigabyte
+    guided = paper.config.model_copy(update={"sampler": TasteConfig(guidance=2.0)})
+    assert replace(paper, config=guided).at_once == paper.at_once // 2
 
 
 def test_without_a_warm_start(tmp_path: Path) -> None:

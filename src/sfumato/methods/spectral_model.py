@@ -98,8 +98,9 @@ class SpectralModel:
     @property
     def at_once(self) -> int:
         """Pictures whose coarse tokens are drawn together: the more, the less each costs, while memory lasts."""
-        shape, tokens = self.coarse.shape, self.coarse.length
-        return max(1, min(MOST, _KEPT // (2 * 4 * shape.layers * shape.width * tokens)))
+        shape, rows = self.coarse.shape, 1 if self.config.sampler.guidance == 1 else 2  # guidance looks twice
+        each = rows * 2 * 4 * shape.layers * shape.width * self.coarse.length  # keys and values in float32
+        return max(1, min(MOST, _KEPT // each))
 
     def detail(self) -> Detail:
         """The detail stage that the settings ask for."""

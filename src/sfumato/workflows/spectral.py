@@ -33,7 +33,6 @@ from sfumato.workflows.labels import bought_shares, buy_shares, checked_labels, 
 MOST_PROMPTS = 2000
 """Captions of public images that are drawn under, where there are no prompts of the user's."""
 
-
 PROMPTED = (
     "A record is an image with its captions, which private training alone was told. Images were drawn under texts that "
     "the user declares public, or under captions of these public images, whose licences go with them."
