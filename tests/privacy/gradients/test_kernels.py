@@ -18,7 +18,7 @@ from sfumato.privacy.gradients import kernels
 from sfumato.privacy.gradients.kernels import Convolution, Linear
 
 LEVELS = range(1, kernels.level() + 1)
-levels = pytest.mark.parametrize("level", LEVELS)
+levels = pytest.mark.parametrize("level", LEVELS, ids=lambda level: ("avx512", "amx")[level - 1])
 GUARD = 1024
 
 
@@ -27,6 +27,10 @@ class Kind(NamedTuple):
 
     dtype: torch.dtype
     level: int
+
+    def __str__(self) -> str:
+        half = self.dtype == torch.bfloat16
+        return ("bf16-avx512", "bf16-amx")[self.level - 1] if half else ("fp32-avx2", "fp32-avx512")[self.level - 1]
 
 
 KINDS = [
@@ -111,6 +115,7 @@ odd = st.integers(1, 40)
 @example(2, 2, (16, 16), (3, 3), (1, 1), (1, 1), (4, 4), False, True, 0)
 @example(2, 1, (32, 64), (2, 2), (2, 2), (0, 0), (12, 12), True, True, 0)
 @example(1, 1, (33, 17), (1, 3), (3, 2), (2, 0), (7, 6), False, False, 0)
+@example(3, 2, (1, 1), (1, 1), (3, 3), (1, 0), (5, 5), False, False, 7494292)  # a sum that cancels
 def test_convolutions(
     kind: Kind,
     records: int,
@@ -136,13 +141,15 @@ def test_convolutions(
         activation if single else activation.to(kind.dtype), gradient, weight_at, bias_at, kernel, stride, padding
     )
     weight, sums = exact(layer, rows)
+    terms, _ = exact(layer._replace(activation=layer.activation.abs(), gradient=gradient.abs()), rows)
     start = torch.randn(weight_at + size + 2 + outputs + 5, dtype=torch.float64)
     for record in range(records):
         total = start.clone()
         usable = torch.arange(records) == record
         assert torch.equal(clipped([layer], usable, total, kind.level, rows), usable.double())
         added = total - start
-        assert (added[3 : 3 + size].view_as(weight[record]) - weight[record]).norm() <= 1e-5 * weight[record].norm()
+        error = (added[3 : 3 + size].view_as(weight[record]) - weight[record]).norm()
+        assert error <= 1e-5 * weight[record].norm() + 2e-7 * terms[record].norm()  # the latter where terms cancel
         if bias:
             error = (added[bias_at : bias_at + outputs] - sums[record]).norm()
             assert error <= 1e-5 * gradient.double().norm() * math.sqrt(gradient[0].numel() / outputs)

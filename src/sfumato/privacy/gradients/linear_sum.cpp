@@ -93,16 +93,13 @@ AVX512 void group_rows(const Cut &cut, const uint16_t *a, const uint16_t *b, con
             _mm512_store_ps(out.values + (row + r) * PANEL + half * TILE, group[r][half]);
 }
 
-// A weight in single precision, or the first 8 bits of it; never larger than it is.
-AVX512 float single_of(double weight, int bits) {
+// A weight in single precision, or the first 8 bits of it; never larger than it is. The bits are masked in a register
+// of the vector unit: GCC 12 loses a mask on an integer that it knows as a float's memory.
+template <int BITS> AVX512 float single_of(double weight) {
+    static_assert(BITS == 8 || BITS == 24);
     constexpr int DOWN = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
-    const float value = _mm_cvtss_f32(_mm_cvt_roundsd_ss(_mm_setzero_ps(), _mm_set_sd(weight), DOWN));
-    uint32_t word;
-    std::memcpy(&word, &value, 4);
-    if (bits == 8) word &= 0xffff0000u;
-    float result;
-    std::memcpy(&result, &word, 4);
-    return result;
+    const __m128 value = _mm_cvt_roundsd_ss(_mm_setzero_ps(), _mm_set_sd(weight), DOWN);
+    return _mm_cvtss_f32(_mm_and_ps(value, _mm_castsi128_ps(_mm_set1_epi32(BITS == 8 ? int(0xffff0000u) : -1))));
 }
 
 // Adds records one by one in double precision, or in groups in float32: each record then costs one rounding of its
@@ -112,7 +109,7 @@ void add_weight(int level, const Layer &line, int64_t records, bool grouped, boo
     const Shape shape(line);
     const Cut cut(shape);
     Kept kept(records, weights);
-    for (double &weight : kept.weights) weight = rounded ? double(single_of(weight, 24)) : weight;
+    for (double &weight : kept.weights) weight = rounded ? double(single_of<24>(weight)) : weight;
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
         pack_left(line, cut, gradient_of(line, kept.records[size_t(n)]), i * PANEL, into);
     };
@@ -194,7 +191,7 @@ void add_grouped(const Layer &line, int64_t records, int64_t together, bool over
     const auto pack_a = [&](int64_t n, int64_t i, uint16_t *into) {
         for (int64_t half = 0; half < 2 && i * PANEL + half * TILE < line.out_channels; half++)
             pack_scaled(line, gradient_of(line, kept.records[size_t(n)]), i * PANEL + half * TILE,
-                        single_of(kept.weights[size_t(n)], 8), into + half * tile);
+                        single_of<8>(kept.weights[size_t(n)]), into + half * tile);
     };
     const auto pack_b = [&](int64_t n, int64_t j, uint16_t *into) {
         pack_twice(line, activation_of(line, kept.records[size_t(n)]), j * PANEL, into);
