@@ -10,9 +10,10 @@ engine works. Peak memory is that of a process which does nothing else.
 
 Last line: {"gpt16": {"dp_over_plain": .., "opacus_fp32_over_ours": .., "opacus_bf16_over_ours": ..,
 "memory_over_plain": ..}, ..., "without_bf16": {"gpt16": {..}, ..}}; Opacus is the faster of its modes "hooks" and
-"ghost". The cells that end with "fp32", under "without_bf16", are float32 alone. "film" has the time of what lies
-between the U-Net's convolutions, in PyTorch over compiled, alone on one thread and within our step at K = 1, and
-"attention" that of attention, within our step of the GPTs.
+"ghost". The cells that end with "fp32", under "without_bf16", are float32 alone. "film", "attention",
+"entropy" and "bias" have the time in PyTorch over that of our own way, alone on one thread and within our step: of what
+lies between the U-Net's convolutions (K = 1), of attention and cross-entropy of the GPTs, and of biases that products
+add themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -36,17 +36,19 @@ from cells import machine, run
 from torch import Tensor, nn
 
 from sfumato.hardware import keep_freed_memory
-from sfumato.nets.attention import attention
+from sfumato.nets import attention, entropy, film
 from sfumato.nets.diffusion import Denoiser
-from sfumato.nets.film import film_silu
 from sfumato.nets.transformer import GPT, TransformerShape
 from sfumato.nets.unet import UNet, UNetShape
 from sfumato.privacy.gradients.engine import rounding_slack
+from sfumato.privacy.gradients.fused import FusedLinear
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.training import Crew
 
 REPEATS, LEAST_SECONDS = 7, 0.5
 CLIP = 1.0
+VOCABULARY = 512
+PARTS = {"attention": attention, "entropy": entropy, "bias": FusedLinear}
 
 
 class Task(NamedTuple):
@@ -72,9 +74,9 @@ class Task(NamedTuple):
 
 
 def gpt(length: int, records: int) -> Task:
-    """5.0 M parameters: 6 blocks of width 256, vocabulary 512."""
-    model = _Losses(GPT(512, TransformerShape(256, 6, 8, length)))
-    return Task(model, (torch.randint(0, 512, (records, length + 1)),), lambda m, *x: m(*x), 1, records // 2)
+    """5.0 M parameters: 6 blocks of width 256."""
+    model = _Losses(GPT(VOCABULARY, TransformerShape(256, 6, 8, length)))
+    return Task(model, (torch.randint(0, VOCABULARY, (records, length + 1)),), lambda m, *x: m(*x), 1, records // 2)
 
 
 class _Losses(nn.Module):
@@ -336,23 +338,32 @@ def measure_film(repeats: int, has_bf16: bool) -> dict[str, list[float]]:
         x = torch.randn(128, 32, 14, 14, dtype=dtype).contiguous(memory_format=torch.channels_last)
         values = [x.requires_grad_(), *torch.randn(2, 128, 32, dtype=dtype).requires_grad_().unbind()]
         steps[f"alone_{precision}"] = partial(
-            _backward, lambda v: film_silu(*v), values, torch.randn_like(x), precision
+            _backward, lambda v: film.film_silu(*v), values, torch.randn_like(x), precision
         )
         steps[f"step_{precision}"] = ours(TASKS["unet_k1"](), precision)
-    return _either_way(steps, repeats)
+    return _either_way(film, steps, repeats)
 
 
-def measure_attention(repeats: int, has_bf16: bool) -> dict[str, list[float]]:
-    """Seconds of attention, forward and backward, and of our step with it, either way in turns."""
+def measure_transformers(repeats: int, has_bf16: bool, owner: Any) -> dict[str, list[float]]:
+    """Seconds of one part of a transformer, forward and backward, and of our step with it, either way in turns."""
     torch.manual_seed(0)
     steps: dict[str, Callable[[], None]] = {}
     for precision, dtype in _precisions(has_bf16):
         for rows, length in ((64, 16), (32, 64), (8, 256)):  # as many as an engine's chunk has
-            qkv, gradient = torch.randn(rows, length, 768, dtype=dtype), torch.randn(rows, length, 256, dtype=dtype)
-            attend = partial(_backward, lambda x: attention(x, 8, True), qkv.requires_grad_(), gradient, precision)
-            steps[f"alone{length}_{precision}"] = attend
-            steps[f"step{length}_{precision}"] = ours(TASKS[f"gpt{length}"](), precision)
-    return _either_way(steps, repeats)
+            if owner is attention:
+                x, gradient = torch.randn(rows, length, 768, dtype=dtype), torch.randn(rows, length, 256, dtype=dtype)
+                steps[f"alone{length}_{precision}"] = partial(
+                    _backward, lambda x: attention.attention(x, 8, True), x.requires_grad_(), gradient, precision
+                )
+            if owner is entropy:
+                x, tokens = torch.randn(rows, length, VOCABULARY, dtype=dtype), torch.zeros(rows, length).long()
+                lose = partial(entropy.mean_cross_entropy, tokens=tokens)
+                steps[f"alone{length}_{precision}"] = partial(
+                    _backward, lose, x.requires_grad_(), torch.ones(rows), precision
+                )
+            if owner is not FusedLinear or precision == "bf16":
+                steps[f"step{length}_{precision}"] = ours(TASKS[f"gpt{length}"](), precision)
+    return _either_way(owner, steps, repeats)
 
 
 def _precisions(has_bf16: bool) -> tuple[tuple[str, torch.dtype], ...]:
@@ -364,27 +375,25 @@ def _backward(use: Callable[[Any], Tensor], values: Any, gradient: Tensor, preci
         use(values).backward(gradient)
 
 
-def _either_way(steps: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step with the networks' compiled code and without; those "alone" on one thread."""
+def _either_way(owner: Any, steps: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step where `owner` does what it fits and where nothing fits it; those "alone" on one thread."""
     keep_freed_memory()
     times: dict[str, list[float]] = {}
     counts = {key: _repeats_of(step) for key, step in steps.items()}
-    allowed = os.environ.get("SFUMATO_KERNELS", "amx")
-    threads = torch.get_num_threads()
+    threads, fits = torch.get_num_threads(), owner.fits
     try:
         for _ in range(repeats):
             for key, step in steps.items():
                 torch.set_num_threads(1 if key.startswith("alone") else threads)
-                # The engine has chosen its kernels already; only the networks ask again.
-                for way, level in (("compiled", allowed), ("pytorch", "off")):
-                    os.environ["SFUMATO_KERNELS"] = level
+                for way, chosen in (("compiled", fits), ("pytorch", lambda *_: False)):
+                    owner.fits = chosen
                     step()
                     began = time.perf_counter()
                     for _ in range(counts[key]):
                         step()
                     times.setdefault(f"{key}_{way}", []).append((time.perf_counter() - began) / counts[key])
     finally:
-        os.environ["SFUMATO_KERNELS"] = allowed
+        owner.fits = fits
         torch.set_num_threads(threads)
     return {key: [round(value, 8) for value in values] for key, values in times.items()}
 
@@ -432,7 +441,7 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
     others = {
         "memory": partial(measure_memory, has_bf16),
         "film": partial(measure_film, REPEATS, has_bf16),
-        "attention": partial(measure_attention, REPEATS, has_bf16),
+        **{name: partial(measure_transformers, REPEATS, has_bf16, owner) for name, owner in PARTS.items()},
     }
     return {**networks, **others, **without}
 
@@ -465,7 +474,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The last line."""
     line = {name: ratios(found[name], found.get("memory", {}).get(name)) for name in TASKS if name in found}
     without = {name: ratios(found[name + FP32], None) for name in TASKS if name + FP32 in found}
-    gains = {cell: _gains(found[cell]) for cell in ("film", "attention") if cell in found}
+    gains = {cell: _gains(found[cell]) for cell in ("film", *PARTS) if cell in found}
     return line | ({"without_bf16": without} if without else {}) | gains
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import GPT, Block, Memory, PatchTransformer, TransformerShape, mean_cross_entropy
+from sfumato.nets.transformer import GPT, Block, Memory, PatchTransformer, TransformerShape
 
 SMALL = TransformerShape(width=16, layers=2, heads=4, positions=12)
 
@@ -102,13 +102,6 @@ def test_pixels_keep_their_order_within_a_patch() -> None:
             value.zero_()
     x = torch.randn(5, 3, 4, 6)
     assert torch.allclose(model(x), x, atol=1e-5)
-
-
-def test_mean_cross_entropy_is_the_mean_over_a_row() -> None:
-    logits, tokens = torch.randn(3, 5, 4), torch.randint(0, 4, (3, 5))
-    expected = -logits.log_softmax(-1).gather(2, tokens[:, :, None])[:, :, 0].mean(1)
-    assert torch.allclose(mean_cross_entropy(logits, tokens), expected, atol=1e-6)
-    assert torch.allclose(mean_cross_entropy(logits.bfloat16(), tokens), expected, atol=0.02)
 
 
 def test_a_memory_gives_what_the_whole_sequence_gives() -> None:

@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfumato.nets.transformer import Block, Memory, TransformerShape, initialise, mean_cross_entropy, positions, stream
+from sfumato.nets.entropy import mean_cross_entropy
+from sfumato.nets.transformer import Block, Memory, TransformerShape, initialise, positions, stream
 
 
 class Condition(NamedTuple):

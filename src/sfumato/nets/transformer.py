@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.nets.attention import attention, plain_attention, split
+from sfumato.nets.entropy import mean_cross_entropy
 
 
 class TransformerShape(NamedTuple):
@@ -121,12 +122,6 @@ class GPT(nn.Module):
     def losses(self, tokens: Tensor) -> Tensor:
         """Mean cross-entropy of each row's next tokens, `(N,)`, for `(N, T + 1)` tokens."""
         return mean_cross_entropy(self(tokens[:, :-1].contiguous()), tokens[:, 1:])
-
-
-def mean_cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Each row's mean over its positions, `(N,)`, of logits `(N, T, vocabulary)` against tokens `(N, T)`."""
-    flat = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none")
-    return flat.view(tokens.shape).mean(1)
 
 
 class PatchTransformer(nn.Module):
