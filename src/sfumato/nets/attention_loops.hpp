@@ -22,8 +22,8 @@ template <int VECTORS>
 TARGET inline void multiply_rows(const Left &a, const float *b, int64_t columns, int64_t begin, int64_t end,
                                  float *out) {
     Floats sums[ROWS][VECTORS];
-    for (auto &row : sums)
-        for (Floats &sum : row) sum = all(0);
+    for (int row = 0; row < ROWS; row++)
+        for (int v = 0; v < VECTORS; v++) sums[row][v] = all(0);
     for (int64_t k = begin; k < end; k++) {
         Floats right[VECTORS];
         for (int v = 0; v < VECTORS; v++) right[v] = load<false>(b, k * columns + v * LANES);

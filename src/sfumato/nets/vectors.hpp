@@ -61,8 +61,8 @@ TARGET inline void narrow(uint16_t *to, Bits values) {  // numbers of 16 bits
     _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 }
 
-TARGET inline Floats doubled(Floats value, Floats times) {  // value 2^times
-    return (Floats)((Ints)value + (__builtin_convertvector(times, Ints) << 23));
+TARGET inline Floats doubled(Floats value, Floats times) {  // value 2^times; what nobody uses may wrap around
+    return (Floats)((Bits)value + ((Bits)__builtin_convertvector(times, Ints) << 23));
 }
 
 TARGET inline Floats at_least(Floats value, float least) {
