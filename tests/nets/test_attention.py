@@ -70,7 +70,8 @@ def test_values_and_gradients(
         torch.set_num_threads(before)
     rounded = gradient.to(qkv.dtype)
     compiled = level != "off" and size % 16 == 0 and positions <= LONGEST
-    most = (1e-2 if compiled else 0.2) if half else 1e-5  # in bfloat16, PyTorch rounds shares too
+    # In bfloat16, PyTorch rounds shares too. In float32 they are as exact as scores, of up to four times scale^2.
+    most = (1e-2 if compiled else 0.2) if half else 1e-5 * max(1.0, scale**2 / 5)
     for one, other, like in zip(found, exact(qkv, heads, causal, rounded), (gradient, qkv), strict=True):
         assert one.dtype == qkv.dtype
         assert one.shape == like.shape

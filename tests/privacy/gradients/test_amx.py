@@ -19,7 +19,10 @@ from sfumato.privacy.gradients import kernels
 TESTS = Path(__file__).parents[2]
 PACKAGE = Path(sfumato.__file__).parent
 OPTIONS = ("-std=c++17", "-shared", "-fPIC", "-w", "-include", str(TESTS / "amx.hpp"))
-FILES = ("privacy/gradients/test_kernels.py", "privacy/gradients/test_engine.py", "nets/test_attention.py")
+FILES = (
+    *(f"privacy/gradients/test_{name}.py" for name in ("kernels", "kernels_linear", "engine", "engine_bounds")),
+    "nets/test_attention.py",
+)
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 

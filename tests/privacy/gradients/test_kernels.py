@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,45 +14,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfumato.privacy.gradients import kernels
-from sfumato.privacy.gradients.kernels import Convolution, Linear
-
-LEVELS = range(1, kernels.level() + 1)
-levels = pytest.mark.parametrize("level", LEVELS, ids=lambda level: ("avx512", "amx")[level - 1])
-GUARD = 1024
-
-
-class Kind(NamedTuple):
-    """Of the operands of a linear layer, and the level of its kernels."""
-
-    dtype: torch.dtype
-    level: int
-
-    def __str__(self) -> str:
-        half = self.dtype == torch.bfloat16
-        return ("bf16-avx512", "bf16-amx")[self.level - 1] if half else ("fp32-avx2", "fp32-avx512")[self.level - 1]
-
-
-KINDS = [
-    *(Kind(torch.bfloat16, level) for level in LEVELS),
-    *(Kind(torch.float32, level) for level in range(1, kernels.level("fp32") + 1)),
-]
-kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
-
-
-class Guarded(kernels.Scratch):
-    """Scratch memory full of NaN, as a broken record leaves it, between two fences."""
-
-    def pointer(self, floats: int) -> int:
-        self._held = torch.full((floats + 2 * GUARD + 16,), math.nan)
-        first = -(-self._held.data_ptr() // 64) * 64 + 4 * GUARD
-        self.start = (first - self._held.data_ptr()) // 4
-        self.end = self.start + floats
-        for fence in (self._held[: self.start], self._held[self.end :]):
-            fence.fill_(1234.5)
-        return first
-
-    def intact(self) -> bool:
-        return bool((self._held[: self.start] == 1234.5).all() and (self._held[self.end :] == 1234.5).all())
+from sfumato.privacy.gradients.kernels import Convolution
+from tests.privacy.gradients.kernel_cases import (
+    LEVELS,
+    Guarded,
+    Kind,
+    a_pair_of_layers,
+    added,
+    kinds,
+    levels,
+    line,
+    odd,
+    pairs,
+    squares_of,
+)
 
 
 def test_the_library_is_there_where_the_processor_can_run_it() -> None:
@@ -92,10 +66,6 @@ def clipped(layers: list[Convolution], usable: Tensor, total: Tensor, level: int
     weights = kernels.add_clipped(layers, usable, total, scratch, at_level=level, rows=rows, **options)  # type: ignore[arg-type]
     assert scratch.intact()
     return weights
-
-
-pairs = st.tuples
-odd = st.integers(1, 40)
 
 
 @kinds
@@ -158,17 +128,6 @@ def test_convolutions(
         if bias:
             mine[bias_at : bias_at + outputs] = True
         assert torch.equal(total[~mine], start[~mine])  # nothing beside its own place
-
-
-def a_pair_of_layers(records: int, dtype: torch.dtype) -> tuple[list[Convolution], int]:
-    torch.manual_seed(0)
-    first = Convolution(
-        torch.randn(2 * records, 5, 6, 7), torch.randn(2 * records, 5, 6, 9).to(dtype), 0, 567, (3, 3), (1, 1), (1, 1)
-    )
-    second = Convolution(
-        torch.randn(2 * records, 1, 3, 20).to(dtype), torch.randn(2 * records, 1, 3, 33).to(dtype), 576, -1
-    )
-    return [first, second], 576 + 660 + 4
 
 
 @kinds
@@ -250,364 +209,6 @@ def test_no_records(kind: Kind) -> None:
     empty = line(torch.randn(0, 4, 3), torch.randn(0, 4, 5), dtype=kind.dtype)
     assert len(empty.squares(True, Guarded(), kind.level)) == 0
     assert not total.any()
-
-
-def line(activation: Tensor, gradient: Tensor, bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> Linear:
-    size = activation.shape[2] * gradient.shape[2]
-    return Linear(activation.contiguous(), gradient.to(dtype).contiguous(), 1, 1 + size if bias else -1)
-
-
-def added(layer: Linear, weights: Tensor, level: int, grouped: bool = False, room: bool = True) -> Tensor:
-    """What `add` adds, bias and all, or puts in the place of what is there; nothing else is touched."""
-    inputs, outputs = layer.activation.shape[2], layer.gradient.shape[2]
-    mine = slice(1, 1 + inputs * outputs + (outputs if layer.bias_at >= 0 else 0))
-    start, scratch = torch.randn(mine.stop + 3, dtype=torch.float64), Guarded()
-    found = []
-    for overwrite in (False, True):
-        total = start.clone()
-        total[mine] = math.nan if overwrite else 0.0
-        layer.add(weights, total, scratch, level, grouped, room, overwrite)
-        assert scratch.intact()
-        assert total[0] == start[0]
-        assert torch.equal(total[-3:], start[-3:])
-        found.append(total[mine])
-    assert torch.equal(*found)
-    return found[0]
-
-
-def flat(layer: Linear) -> Tensor:
-    """`(R, p d + p)`, or without a bias `(R, p d)`, in double precision."""
-    a, g = layer.activation.to(layer.gradient.dtype).double(), layer.gradient.double()
-    weight = (g.transpose(1, 2) @ a).flatten(1)
-    return torch.cat((weight, g.sum(1)), 1) if layer.bias_at >= 0 else weight
-
-
-def squares_of(layer: Linear, gram: bool, level: int) -> Tensor:
-    scratch = Guarded()
-    found = layer.squares(gram, scratch, level)
-    assert scratch.intact()
-    return found
-
-
-@kinds
-@settings(max_examples=60, deadline=None)
-@given(
-    records=st.integers(1, 11),
-    positions=st.integers(1, 70),
-    widths=pairs(st.integers(1, 70), st.integers(1, 70)),
-    single=st.booleans(),
-    bias=st.booleans(),
-    gram=st.booleans(),
-    grouped=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-@example(9, 16, (32, 64), True, True, True, True, 0)
-@example(9, 1, (64, 32), False, True, True, True, 0)
-@example(2, 17, (48, 16), False, True, True, True, 0)
-def test_linear_layers(
-    kind: Kind,
-    records: int,
-    positions: int,
-    widths: tuple[int, int],
-    single: bool,
-    bias: bool,
-    gram: bool,
-    grouped: bool,
-    seed: int,
-) -> None:
-    torch.manual_seed(seed)
-    a = torch.randn(records, positions, widths[0])
-    a = a if single or kind.dtype == torch.float32 else a.bfloat16()
-    layer = line(a, torch.randn(records, positions, widths[1]), bias, kind.dtype)
-    expected, squares = flat(layer), squares_of(layer, gram, kind.level)
-    norms = expected.norm(dim=1)
-    sizes = (layer.activation.to(kind.dtype).double().norm(dim=2) * layer.gradient.double().norm(dim=2)).sum(1)
-    assert (squares.sqrt() >= norms * (1 - 1e-5 * sizes / norms)).all()
-    assert (squares.sqrt() <= 1.01 * norms + 1e-5 * sizes).all()
-    weights = torch.rand(records, dtype=torch.float64) + 0.1
-    found, right = added(layer, weights, kind.level, grouped), weights @ expected
-    if not grouped:
-        assert (found - right).norm() <= 1e-5 * (weights * sizes).sum()
-        return
-    assert (found - right).norm() <= 2**-6 * (weights * sizes).sum()
-    assert found.norm() <= (weights * squares.sqrt()).sum() * (1 + 1e-5)
-    eight = torch.ones(records, dtype=torch.float64) - 2.0**-7  # as 8 bits hold it, rounding down is none
-    sizes = sizes + layer.gradient.double().norm(dim=2).sum(1)  # the bias is added with the weights as they are
-    assert (added(layer, eight * (1 + 2.0**-20), kind.level, True) - eight @ expected).norm() <= 1e-5 * sizes.sum()
-
-
-@kinds
-@pytest.mark.parametrize("grouped", [False, True])
-def test_sums_are_added_to_what_is_there(kind: Kind, grouped: bool) -> None:
-    torch.manual_seed(0)
-    layer = line(torch.randn(11, 9, 50), torch.randn(11, 9, 35), dtype=kind.dtype)
-    start, weights = torch.randn(1 + 50 * 35 + 35, dtype=torch.float64), torch.rand(11, dtype=torch.float64)
-    total = start.clone()
-    layer.add(weights, total, Guarded(), kind.level, grouped)
-    assert torch.allclose(total[1:] - start[1:], added(layer, weights, kind.level, grouped), rtol=0, atol=1e-12)
-    nobody = added(layer, torch.zeros(11, dtype=torch.float64), kind.level, grouped)
-    assert not nobody.any()
-
-
-@kinds
-def test_half_trained_linear_layers(kind: Kind) -> None:
-    torch.manual_seed(0)
-    layer = line(torch.randn(3, 5, 20), torch.randn(3, 5, 33), dtype=kind.dtype)
-    expected = flat(layer)
-    only_bias = layer._replace(weight_at=-1, bias_at=0)
-    total = torch.zeros(33, dtype=torch.float64)
-    only_bias.add(torch.ones(3, dtype=torch.float64), total, Guarded(), kind.level)
-    assert total.any()
-    assert torch.allclose(total, expected[:, 660:].sum(0), rtol=1e-5, atol=1e-5)
-    assert torch.allclose(squares_of(only_bias, True, kind.level), expected[:, 660:].square().sum(1), rtol=1e-5)
-
-
-def attacks(positions: int, width: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Inputs `(1, positions, width)` and output gradients whose products cancel, or that rounding cannot see."""
-    shape = (1, positions, width)
-    signs = torch.where(torch.arange(positions) % 2 == 0, 1.0, -1.0)[None, :, None]
-    token, wide = torch.randn(1, 1, width), torch.randn(shape)
-    near = token * (1 + 2.0**-8 * torch.randint(0, 2, shape))
-    one, first = torch.zeros(2, *shape)
-    one[0, 0], first[..., 0] = 1, 1
-    return {
-        "ordinary": (wide, torch.randn(shape)),
-        "alternating": (torch.ones(shape) + 1e-3 * torch.randn(shape), signs * torch.ones(shape)),
-        "near duplicates": (near, signs * torch.randn(1, 1, width) * (1 + 2.0**-8 * torch.randint(0, 2, shape))),
-        "cancelling": (wide - wide.flip(1), torch.ones(shape)),
-        "duplicates": (token.expand(shape), torch.randn(1, 1, width).expand(shape)),
-        "duplicates of alternating sign": (token.expand(shape), (signs * torch.randn(1, 1, width)).expand(shape)),
-        "one position": (one, wide),
-        "one large": (1e6 * one + wide, 1e6 * one.flip(1) + wide),
-        "large against small": (
-            wide * 10.0 ** torch.randint(-6, 7, shape),
-            wide.flip(1) * 10.0 ** torch.randint(-6, 7, shape),
-        ),
-        "overflowing": (1.8e19 * first, 1.8e19 * first),  # no Gram matrix does
-        "nothing": (torch.zeros(shape), wide),
-        "subnormal": (wide * 1e-39, wide),
-        "both subnormal": (wide * 1e-39, wide.flip(1) * 1e-39),
-        "at the edge": (wide * 2.0**-63, wide.flip(1) * 2.0**-63),
-    }
-
-
-@kinds
-@pytest.mark.parametrize("positions", [1, 2, 7, 15, 16, 17, 64, 256])
-def test_no_norm_is_below_what_is_added(kind: Kind, positions: int) -> None:
-    torch.manual_seed(positions)
-    one = torch.ones(1, dtype=torch.float64)
-    charged = 8 * 2.0**-24  # a record of a group, for rounding
-    inside = kind == (torch.bfloat16, 2) and positions <= 16
-    room = 0.0 if inside or kind.dtype == torch.float32 else charged
-    for name, (a, g) in attacks(positions, 40).items():
-        for scale, back in (
-            (1.0, 1.0),
-            (1e-30, 1.0),
-            (1.0, 1e-30),
-            (1e-18, 1e-18),
-            (1e15, 1e15),
-            (1e30, 1e-30),
-            (1e-30, 1e30),
-            (1.0, 1e30),
-        ):
-            for bias in (False, True):
-                layer = line((a * scale).to(kind.dtype), g * back, bias, kind.dtype)
-                for gram in (True, False):
-                    norm = float(squares_of(layer, gram, kind.level).sqrt()) * (1 + 1e-9)
-                    if math.isinf(norm) or math.isnan(norm):
-                        continue  # not added
-                    where = f"{name}, {scale}, {back}, {gram}"
-                    assert float(added(layer, one, kind.level).norm()) <= norm, where
-                    for weight in (1.0, 0.7, 1 / norm if norm > 1e-30 else 1.0):
-                        found = float(added(layer, one * weight, kind.level, grouped=True).norm())
-                        assert found <= weight * norm * (1 + room), where + f", weight {weight}"
-                if name == "ordinary" and scale == back == 1:
-                    assert norm <= 1.01 * float(flat(layer).norm())
-
-
-@kinds
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e38])
-@pytest.mark.parametrize("positions", [3, 40])
-def test_weight_zero_is_not_read(kind: Kind, grouped: bool, bad: float, positions: int) -> None:
-    torch.manual_seed(0)
-    a, g = torch.randn(11, positions, 50), torch.randn(11, positions, 35)
-    weights = torch.rand(11, dtype=torch.float64)
-    weights[4] = 0
-    expected = added(line(a, g, dtype=kind.dtype), weights, kind.level, grouped)
-    clean = squares_of(line(a, g, dtype=kind.dtype), True, kind.level)
-    a[4], g[4] = bad, bad
-    assert torch.equal(added(line(a, g, dtype=kind.dtype), weights, kind.level, grouped), expected)
-    others = torch.arange(11) != 4
-    for gram in (True, False):
-        squares = squares_of(line(a, g, dtype=kind.dtype), gram, kind.level)
-        assert not squares[4] < 1e70
-        assert not gram or torch.equal(squares[others], clean[others])
-
-
-@kinds
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("widths", [(160, 128), (96, 200), (320, 288)])
-def test_more_records_than_a_cache_holds(kind: Kind, grouped: bool, widths: tuple[int, int]) -> None:
-    """They are added in spans, the last of them shorter, and some records of each are left out."""
-    torch.manual_seed(0)
-    layer = line(torch.randn(43, 256, widths[0]), torch.randn(43, 256, widths[1]), dtype=kind.dtype)
-    weights = torch.randint(1, 8, (43,)).double() / 8
-    weights[::7] = 0
-    found, right = added(layer, weights, kind.level, grouped), weights @ flat(layer)
-    assert (found - right).norm() <= 1e-5 * right.norm()
-
-
-@kinds
-@pytest.mark.parametrize("grouped", [False, True])
-def test_a_record_does_not_move_another(kind: Kind, grouped: bool) -> None:
-    """Weights that single out one record: the others' values do not reach a bit of it."""
-    torch.manual_seed(0)
-    a, g = torch.randn(11, 9, 50), torch.randn(11, 9, 35)
-    for record in (0, 5, 10):
-        weights = (torch.arange(11) == record).double()
-        before = added(line(a, g, dtype=kind.dtype), weights, kind.level, grouped)
-        others = torch.arange(11) != record
-        changed, back = a.clone(), g.clone()
-        changed[others], back[others] = 1e3 * torch.randn(10, 9, 50), torch.randn(10, 9, 35)
-        assert torch.equal(added(line(changed, back, dtype=kind.dtype), weights, kind.level, grouped), before)
-
-
-@levels
-@pytest.mark.parametrize("positions", [5, 16, 17, 40])
-def test_groups_err_by_no_more_than_they_are_charged(level: int, positions: int) -> None:
-    """At most eight records a group, each of norm 1: less than 8 units of roundoff a record."""
-    torch.manual_seed(0)
-    records = 64
-    layer = line(torch.randn(records, positions, 48), torch.randn(records, positions, 40), bias=False)
-    weights = (1 / squares_of(layer, True, level).sqrt()).float().double()
-    bits = (weights * (1 - 2.0**-23)).float().view(torch.int32) & -65536
-    rounded = bits.view(torch.float32).double() if level == 2 and positions <= 16 else weights
-    assert (rounded <= weights).all()
-    assert (rounded > 0.99 * weights).all()
-    error = (added(layer, weights, level, grouped=True) - rounded @ flat(layer)).norm()
-    assert float(error) < records * 8 * 2.0**-24
-    # records that are alike add up worst: the sum of a group has the norm of all its records
-    alike = layer._replace(
-        activation=layer.activation[:1].repeat(records, 1, 1), gradient=layer.gradient[:1].repeat(records, 1, 1)
-    )
-    first = weights[:1].repeat(records)
-    error = (added(alike, first, level, grouped=True) - rounded[0] / weights[0] * added(alike, first, level)).norm()
-    assert float(error) < records * 8 * 2.0**-24
-
-
-@levels
-@pytest.mark.parametrize("nearness", [1.0, 0.05, 0.01])
-@pytest.mark.parametrize("positions", [6, 16, 18, 40])
-def test_a_share_is_formed_alike_in_a_group_and_without_room_for_one(
-    level: int, positions: int, nearness: float
-) -> None:
-    """Also where positions cancel, and rounding is most of what is left of a gradient."""
-    torch.manual_seed(0)
-    records = 20
-    activation = 1 + nearness * torch.randn(records, positions, 48)
-    signs = torch.where(torch.arange(positions) % 2 == 0, 1.0, -1.0)[None, :, None]
-    layer = line(activation, signs * (1 + nearness * torch.randn(records, positions, 40)), bias=False)
-    weights = 1 / squares_of(layer, True, level).clamp(min=1e-12).sqrt()
-    alone = torch.stack([
-        added(Linear(layer.activation[n : n + 1], layer.gradient[n : n + 1], 1, -1), weights[n : n + 1], level, True)
-        for n in range(records)
-    ])  # fmt: skip
-    assert float((added(layer, weights, level, True, room=False) - alone.sum(0)).norm()) < records * 2.0**-22
-    assert float((added(layer, weights, level, True) - alone.sum(0)).norm()) < records * 9 * 2.0**-24
-
-
-@levels
-@settings(max_examples=30, deadline=None)
-@given(
-    records=st.integers(1, 4),
-    positions=st.integers(1, 9),
-    eights=st.integers(1, 20),
-    offset=st.sampled_from([0.0, 100.0]),
-    half=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_norm_gradients(
-    level: int, records: int, positions: int, eights: int, offset: float, half: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    width = 8 * eights
-    x, g = torch.randn(records, positions, width) + offset, torch.randn(records, positions, width)
-    x, g = (value.bfloat16() if half else value for value in (x, g))
-    found, squares = kernels.norm_gradients(x, g, 1e-5, level)
-    normal = F.layer_norm(x.double(), (width,), eps=1e-5)
-    expected = torch.cat(((g.double() * normal).sum(1), g.double().sum(1)), 1)
-    assert (found - expected).norm() <= (1e-6 + 1e-6 * offset) * math.sqrt(positions) * expected.norm() + 1e-6
-    assert torch.allclose(squares.sqrt(), found.double().norm(dim=1), rtol=1e-12)
-    weights, start = torch.rand(records, dtype=torch.float64), torch.randn(2 * width + 1, dtype=torch.float64)
-    weights[0] = 0
-    totals = []
-    for _ in range(2):
-        total = start.clone()
-        kernels.rows_add(found, weights, total[1:], level)
-        totals.append(total)
-        g[0], x[0] = math.nan, math.inf
-        others = found[1:].clone()
-        found, squares = kernels.norm_gradients(x, g, 1e-5, level)
-        assert not squares[0].isfinite()
-        assert torch.equal(found[1:], others)
-    assert torch.equal(*totals)
-    assert totals[0][0] == start[0]
-    assert torch.allclose(totals[0][1:], start[1:] + weights[1:] @ found[1:].double(), rtol=1e-12)
-
-
-@levels
-@settings(max_examples=40, deadline=None)
-@given(
-    records=st.integers(1, 4),
-    positions=st.integers(1, 12),
-    vocabulary=st.integers(1, 5),
-    width=st.integers(1, 40),
-    seed=st.integers(0, 2**31),
-)
-def test_embeddings(level: int, records: int, positions: int, vocabulary: int, width: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    tokens, g = torch.randint(vocabulary, (records, positions)), torch.randn(records, positions, width)
-    exact = torch.zeros(records, vocabulary, width, dtype=torch.float64)
-    exact.scatter_add_(1, tokens[:, :, None].expand_as(g), g.double())
-    squares, sizes = kernels.embedding_squares(tokens, g, level), g.double().norm(dim=2).sum(1)
-    assert ((squares.sqrt() - exact.flatten(1).norm(dim=1)).abs() <= 1e-6 * sizes).all()
-    weights = torch.rand(records, dtype=torch.float64)
-    weights[0] = 0
-    start = torch.randn(1 + vocabulary * width + 1, dtype=torch.float64)
-    totals = []
-    for bad in (1.0, math.nan):
-        total = start.clone()
-        g[0] *= bad
-        kernels.embedding_add(tokens, g, weights, total[1:-1], level)
-        totals.append(total)
-    assert torch.equal(*totals)
-    assert torch.equal(totals[0][[0, -1]], start[[0, -1]])
-    error = (totals[0] - start)[1:-1].view(vocabulary, width) - torch.tensordot(weights, exact, 1)
-    assert error.norm() <= 1e-6 * (1 + sizes[1:].sum())
-    assert torch.equal(kernels.embedding_squares(tokens, g, level)[1:], squares[1:])
-
-
-@levels
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_no_norm_of_an_embedding_is_below_what_is_added(level: int, scale: float) -> None:
-    """One token throughout, and output gradients that cancel."""
-    torch.manual_seed(0)
-    for positions in (2, 17, 256):
-        g = attacks(positions, 24)["near duplicates"][1] * scale
-        tokens, total = torch.zeros(1, positions, dtype=torch.long), torch.zeros(3 * 24, dtype=torch.float64)
-        kernels.embedding_add(tokens, g, torch.ones(1, dtype=torch.float64), total, level)
-        norm = float(kernels.embedding_squares(tokens, g, level).sqrt())
-        assert 0 < float(total.norm()) <= norm * (1 + 1e-12)
-
-
-@levels
-def test_norm_gradients_of_constant_inputs_are_finite(level: int) -> None:
-    x, g = torch.full((2, 3, 8), 1e4), torch.randn(2, 3, 8)
-    found, squares = kernels.norm_gradients(x, g, 1e-5, level)
-    assert found.isfinite().all()
-    assert squares.isfinite().all()
-    assert found[:, :8].abs().max() < 1e-2 * g.abs().max() * 3
 
 
 def test_a_level_that_the_kernels_do_not_know_is_an_error() -> None:
