@@ -21,6 +21,7 @@ from sfumato.privacy.records import PrivateRecords, Rows
 from sfumato.privacy.training import private_training
 from tests.privacy import runs
 from tests.privacy.memory_source import Picture, held, picture
+from tests.privacy.test_training import train_together
 
 SIZE = 4
 
@@ -184,6 +185,45 @@ def test_one_caption_moves_a_step_by_no_more_than_its_record_may(tmp_path: Path)
         session = runs.session(tmp_path / name, pictures=pictures, noise=TestNoise(), describe=loud)
         sums.append(runs.sum_of_step(session, Listener()))
     assert 0.5 < float((sums[0] - sums[1]).norm()) <= 1 + 1e-6
+
+
+HEARD = """
+import sys, torch, torch.distributed as distributed
+from pathlib import Path
+from sfumato.privacy.noise import TestNoise
+from sfumato.privacy.training import private_training
+from tests.privacy import runs
+from tests.privacy.test_captions import PICTURES, Listener, describe
+
+rank, folder, kind = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+if rank:
+    distributed.barrier()  # the first makes the run
+hears = (lambda texts: 2 * describe(texts)) if rank and kind == "otherwise" else describe
+session = runs.session(folder / "run", pictures=PICTURES, noise=TestNoise(b"n" if rank == 0 else b""), describe=hears)
+if not rank:
+    distributed.barrier()
+learner = Listener()
+list(private_training(session, "training", learner, divisor=10.0, chunk=4))
+torch.save(torch.cat([value.flatten() for value in learner.state().values()]), folder / f"{rank}.pt")
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_hear_as_one(tmp_path: Path) -> None:
+    """Each reads the captions itself, beside the other; an embedder that differs between them is seen."""
+    session = runs.session(tmp_path / "alone", pictures=PICTURES, noise=TestNoise(b"n"), describe=describe)
+    learner = Listener()
+    list(private_training(session, "training", learner, divisor=10.0, chunk=4))
+    expected = torch.cat([value.flatten() for value in learner.state().values()])
+    first, second = train_together(tmp_path, "alike", HEARD)
+    assert torch.equal(first, second)
+    assert torch.allclose(first, expected, rtol=1e-5, atol=1e-6)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RuntimeError, match="read different folders"):
+        train_together(tmp_path / "other", "otherwise", HEARD)
 
 
 def test_files_of_the_run_folder_are_private(tmp_path: Path) -> None:

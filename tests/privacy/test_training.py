@@ -282,14 +282,14 @@ distributed.destroy_process_group()  # its threads may not outlive the program
 """
 
 
-def train_together(folder: Path, kind: str) -> list[Tensor]:
+def train_together(folder: Path, kind: str, program: str = TOGETHER) -> list[Tensor]:
     """What two processes have at the end."""
     (folder / "meeting").unlink(missing_ok=True)
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, str(rank), str(folder), kind],
+            [sys.executable, "-c", program, str(rank), str(folder), kind],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,

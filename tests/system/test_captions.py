@@ -149,6 +149,50 @@ def test_a_kill_changes_nothing(pulled: None, private: Path, public: Path, tmp_p
     assert [row["text"] for row in rows] == ["a bright disc"] * 4
 
 
+def test_a_kill_while_captions_are_read_leaves_none(pulled: None, private: Path, public: Path, tmp_path: Path) -> None:
+    """Their file is there already and nothing is spent; a resumption reads them anew and takes all away."""
+    config, ledger, out = tmp_path / "c.yaml", tmp_path / "ledger.jsonl", tmp_path / "out"
+    config.write_text(yaml.safe_dump(told(public, prompts=["a bright disc"]) | {"count": 4}))
+    process = launch("synthesize", private, out, "--config", config, "--ledger", ledger)
+    folder = out.with_name("out.run")
+    while process.poll() is None and not (folder / "private" / "captions.f32").exists():
+        pass
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    assert (folder / "private" / "captions.f32").exists()
+    assert not (folder / "intake.json").exists()
+    last = launch("resume", folder)
+    _, said = last.communicate(timeout=300)
+    assert last.returncode == 0, said.decode()
+    assert json.loads((folder / "intake.json").read_text())["captions"] == 108
+    assert not (folder / "private").exists()
+    assert SECRET.encode() not in everything(folder) + everything(out)
+
+
+def test_captions_of_several_public_folders_teach_each_its_own_images(
+    pulled: None, private: Path, public: Path, tmp_path: Path
+) -> None:
+    elsewhere, silent = captioned(tmp_path / "elsewhere", 30, "from elsewhere"), draw_folder(tmp_path / "silent", 30)
+    folders = [str(folder) for folder in (public, elsewhere, silent)]
+    config = validated(told(public) | {"public": {"folders": folders}, "public_size": 120})
+    found = sf.PublicImages(*folders).read(config.image.spec())
+    said = [" ".join(texts) for texts in found.captions]
+    assert [sum(word in text for text in said) for word in ("seen in public", "from elsewhere")] == [60, 30]
+    assert said.count("") == 30
+    alone = sf.PublicImages(elsewhere).read(config.image.spec())
+    assert {(image.tobytes(), texts) for image, texts in zip(alone.pixels, alone.captions, strict=True)} <= {
+        (image.tobytes(), texts) for image, texts in zip(found.pixels, found.captions, strict=True)
+    }
+    begun = run.prepare(config, private, tmp_path / "out", tmp_path / "out.run", plan_of(config))
+    prompts = " ".join(begun.facts["prompts"])
+    assert "seen in public" in prompts
+    assert "from elsewhere" in prompts
+    out = run.finish(begun)
+    assert out is not None
+    assert len((out / "metadata.jsonl").read_text().splitlines()) == 12
+
+
 def test_what_cannot_be_told_is_refused(pulled: None, private: Path, public: Path, tmp_path: Path) -> None:
     silent = draw_folder(tmp_path / "silent", 30)
     config = validated(told(silent))
