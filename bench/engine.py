@@ -10,10 +10,9 @@ engine works. Peak memory is that of a process which does nothing else.
 
 Last line: {"gpt16": {"dp_over_plain": .., "opacus_fp32_over_ours": .., "opacus_bf16_over_ours": ..,
 "memory_over_plain": ..}, ..., "without_bf16": {"gpt16": {..}, ..}}; Opacus is the faster of its modes "hooks" and
-"ghost". The cells that end with "fp32", under "without_bf16", are float32 alone. "film", "attention",
-"entropy" and "bias" have the time in PyTorch over that of our own way, alone on one thread and within our step: of what
-lies between the U-Net's convolutions (K = 1), of attention and cross-entropy of the GPTs, and of biases that products
-add themselves.
+"ghost". The cells that end with "fp32", under "without_bf16", are float32 alone. "film", "attention"
+and "entropy" have the time in PyTorch over that of compiled code, alone on one thread and within our step: of what lies
+between the U-Net's convolutions (K = 1), and of attention and cross-entropy of the GPTs.
 """
 
 from __future__ import annotations
@@ -37,10 +36,9 @@ from torch import Tensor
 
 from sfumato.hardware import keep_freed_memory
 from sfumato.nets import attention, entropy, film
-from sfumato.privacy.gradients.fused import FusedLinear
 
 REPEATS, LEAST_SECONDS = 7, 0.5
-PARTS = {"attention": attention, "entropy": entropy, "bias": FusedLinear}
+PARTS = {"attention": attention, "entropy": entropy}
 SLOW = {"unet_wide": {"vmap"}}
 FP32 = " fp32"
 
@@ -119,8 +117,7 @@ def measure_transformers(repeats: int, has_bf16: bool, owner: Any) -> dict[str, 
                 steps[f"alone{length}_{precision}"] = partial(
                     _backward, lose, x.requires_grad_(), torch.ones(rows), precision
                 )
-            if owner is not FusedLinear or precision == "bf16":
-                steps[f"step{length}_{precision}"] = ours(TASKS[f"gpt{length}"](), precision)
+            steps[f"step{length}_{precision}"] = ours(TASKS[f"gpt{length}"](), precision)
     return _either_way(owner, steps, repeats)
 
 

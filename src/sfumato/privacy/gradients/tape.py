@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sfumato.errors import PrivacyRefusal, UserError
-from sfumato.privacy.gradients.fused import FusedLinear
 from sfumato.privacy.gradients.layers import FALLBACK, rule_of
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -101,7 +99,7 @@ def taped(
     readings: dict[str, Reading] = {}
     seen: set[str] = set()
     given: dict[nn.Module, Tensor] = {}  # inputs of fenced layers as they were
-    handles: list[RemovableHandle | FusedLinear] = []
+    handles = []
     parameters = [module.get_parameter(key) for _, module, trained in layers for key in trained]
     before = _state(model)
 
@@ -153,8 +151,6 @@ def taped(
     try:
         for name, module, _ in layers:
             watch(name, module)
-            if isinstance(module, nn.Linear) and FusedLinear.fits(module):
-                handles.append(FusedLinear(module))
         for module in model.modules():
             if _reaches_into_the_next_row(module):
                 fence(module)
