@@ -30,8 +30,8 @@ int entropy_forward(int level, int half, const void *logits, const int64_t *toke
     if (level < 1 || vocabulary % 16) return 1;
     for (int64_t n = 0; n < rows * positions; n++) {
         const void *place = moved(logits, n * vocabulary, half);
-        log_sums[n] = (AT(level, half, log_sum))(place, vocabulary);
-        losses[n] = log_sums[n] - (AT(level, half, one))(place, tokens[n]);
+        log_sums[n] = AT(level, half, log_sum)(place, vocabulary);
+        losses[n] = log_sums[n] - AT(level, half, one)(place, tokens[n]);
     }
     return 0;
 }
