@@ -29,5 +29,9 @@ def load(folder: Path) -> ctypes.CDLL | None:
         found.sources.restype = ctypes.c_char_p
     except (OSError, AttributeError):  # AttributeError: an older library without `sources`
         return None
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*.?pp")))).hexdigest()
-    return found if found.sources().decode() == digest else None
+    return found if found.sources().decode() == digest(folder) else None
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the C++ sources in `folder`, which a library built from them knows (hatch_build.py)."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*.?pp")))).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import sfumato
+from sfumato._compiled import digest
 from sfumato.nets import compiled
 from sfumato.privacy.gradients import kernels
 
@@ -38,10 +38,8 @@ def test_code_for_tiles_passes_all_tests_on_tiles_in_software(optimised: str, tm
     copy = shutil.copytree(PACKAGE, tmp_path / "sfumato", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for module in (compiled, kernels):
         folder = copy / Path(module.__file__ or "").parent.relative_to(PACKAGE)
-        sources = sorted(folder.glob("*.?pp"))
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()
-        into = ("-o", str(folder / "_kernels.so"), *(str(file) for file in sources if file.suffix == ".cpp"))
-        subprocess.run([str(COMPILER), optimised, *OPTIONS, f'-DSOURCES="{digest}"', *into], check=True)
+        into = (f'-DSOURCES="{digest(folder)}"', "-o", str(folder / "_kernels.so"), *map(str, folder.glob("*.cpp")))
+        subprocess.run([str(COMPILER), optimised, *OPTIONS, *into], check=True)
 
     # Ids of tests name their level; what is about groups of records is run at all levels, `library` asks the processor.
     chosen = ("-k", "(amx or group) and not library", "-p", "no:xdist", "-p", "no:cacheprovider", "-q")
