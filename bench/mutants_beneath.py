@@ -69,6 +69,14 @@ GROUPS: dict[str, tuple[Mutant, ...]] = CONTRIBUTED | {
             "privacy/test_noise.py::test_gaussian_has_its_scale_and_a_wrong_scale_is_seen",
         ),
         Mutant(
+            "every thread draws the same",
+            NOISE,
+            "part += normals(self.bytes(16 * (-(-len(part) // 2))))[: len(part)]",
+            "part += once[: len(part)]",
+            "privacy/test_noise.py::test_threads_draw_all_of_it_and_none_what_another_draws",
+            ("        def fill(begin", "        once = normals(self.bytes(16 * _AT_ONCE))\n\n        def fill(begin"),
+        ),
+        Mutant(
             "per-record choices from a shared stream",
             DRAWS,
             "hashlib.shake_128(prefix + identity).digest(4 * count) for identity in self._identities)",

@@ -1,7 +1,7 @@
 """Spectral: what a private step costs beside DP diffusion, and how good its portraits are beside four others.
 
     python bench/spectral.py                      # cost, then quality; every cell is stored when it is done
-    python bench/spectral.py --only "cost ours"   # one cell
+    python bench/spectral.py --only cost          # one cell
     python bench/spectral.py --part detail        # further cells: the oracle floor by detail stage
     python bench/spectral.py --part ablations     # further cells: levels, trained sets, warm start
 
@@ -11,11 +11,11 @@ Both are made anew in `bench/scratch/` and never leave it. (With three direction
 public ones: the Frechet distance of 1,500 images to 1,500 private ones, EfficientNet-Lite0, was 9.7 for public and 9.5
 for private draws. With 48 it is 20.0 and 6.7.)
 
-Cost is the time of one epoch of private training, tokenising included, with as many trained parameters (within 10 %),
-the same records a step, engine and precision. Quality is the Frechet distance of equal numbers of images from private
-draws that no run has seen: private draws themselves, the oracle floor (true coarse tokens of private draws and the
-detail stage), the public model untouched, a non-private fine-tune, ours, DP diffusion that learnt from all public
-images, and PrivImage, both with our wall time.
+Cost is the time of one epoch of private training, with tokenising, noise and the optimiser's steps, with as many
+trained parameters (within 10 %), the same records a step, engine and precision; medians of readings that take turns.
+Quality is the Frechet distance of equal numbers of images from private draws that no run has seen: private draws
+themselves, the oracle floor (true coarse tokens of private draws and the detail stage), the public model untouched, a
+non-private fine-tune, ours, DP diffusion that learnt from all public images, and PrivImage, both with our wall time.
 
 Last line: {"diffusion_k1_over_ours": .., "diffusion_k32_over_ours": .., "frechet": {"<embedder>": {"real": ..,
 "oracle": .., "public": .., "nonprivate": .., "ours": {"10": [..], "1": [..]}, "diffusion": {"10": [..], "1": [..]},
@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ SIZES = {"side": SIDE, "private": PRIVATE}
 PORTRAITS = {"public": PUBLIC, "unseen": UNSEEN, "seed": SEED, "directions": DIRECTIONS}
 DECIDE_COST = {"levels", "patch", "vocabulary", "width", "layers", "heads", "batch", "chunk"}
 ROWS = 64  # of a chunk of DP diffusion, which is quickest so
+REPEATS = 5
 
 
 def settings(cell: str) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def settings(cell: str) -> dict[str, Any]:
     """
     kind, _, name = cell.partition(" ")
     if kind == "cost":
-        return SIZES | SpectralConfig().model_dump(include=DECIDE_COST) | {"rows": ROWS}
+        return SIZES | SpectralConfig().model_dump(include=DECIDE_COST) | {"rows": ROWS, "repeats": REPEATS}
     changes: dict[str, Any] = {"detail": name} if kind == "oracle" and name else {}
     changes |= ABLATIONS.get(cell.partition(" epsilon ")[0], {})
     method = SpectralConfig.model_validate(changes).model_dump(mode="json", exclude={"chunk", "prompts"})
@@ -132,42 +134,56 @@ def _rows(count: int, each: int) -> Rows:
     return Rows(images, torch.full((count * each,), -1), torch.ones(count, dtype=torch.bool), draws)
 
 
-def _records_per_second(learner: Any, chunk: int, draws: int) -> float:
-    batch = SpectralConfig().batch
-    asked = SpectralConfig().training_request(PRIVATE)
-    touch = TrainingTouch("cost", 0.1, 1, 1.0, 1.0, draws, asked.slack, grouped=asked.grouped)
-    assert batch >= chunk
-    with contextlib.closing(Crew(learner, touch, chunk, choose_hardware("cpu").precision)) as crew:
-        return crew.rows_per_second(_rows(chunk, draws), chunks=4) / draws
-
-
-def cost_ours() -> dict[str, Any]:
+def _ours() -> CoarseLearner:
     """All parameters of the default model, tokenising included."""
-    keep_freed_memory()
-    hardware, config = choose_hardware("cpu"), SpectralConfig()
-    model = untrained(config, IMAGE, Condition())
-    learner = CoarseLearner(
+    model = untrained(SpectralConfig(), IMAGE, Condition())
+    return CoarseLearner(
         model.coarse, model.public.tokenizer, None, Schedule(1e-3, 1),
-        trained="full", rank=4, average=0.9, label_dropout=0.0, seed=0, hardware=hardware,
+        trained="full", rank=4, average=0.9, label_dropout=0.0, seed=0, hardware=choose_hardware("cpu"),
     )  # fmt: skip
-    speed = _records_per_second(learner, config.chunk, 1)
-    return {"records_per_second": speed, "parameters": trained_parameters(learner.model), "epoch": PRIVATE / speed}
 
 
-def cost_diffusion(draws: int) -> dict[str, Any]:
+def _diffusion(draws: int, wanted: int) -> DenoisingLearner:
     """A U-Net with as many parameters."""
-    keep_freed_memory()
-    wanted = trained_parameters(untrained(SpectralConfig(), IMAGE, Condition()).coarse.requires_grad_(True))
     shapes = [UNetShape(12, 0, 0, (width, 2 * width), (4, 4)) for width in range(16, 257, 8)]
-    counts = [sum(value.numel() for value in UNet(shape).parameters()) for shape in shapes]
-    best = min(range(len(shapes)), key=lambda number: abs(counts[number] - wanted))
-    assert abs(counts[best] / wanted - 1) < 0.1
+    best = min(shapes, key=lambda shape: abs(trained_parameters(UNet(shape)) - wanted))
     learner = DenoisingLearner(
-        shapes[best], IMAGE, None, Schedule(1e-3, 1), rows=draws, average=0.9, seed=0,
+        best, IMAGE, None, Schedule(1e-3, 1), rows=draws, average=0.9, seed=0,
         hardware=choose_hardware("cpu"), label_dropout=0.0,
     )  # fmt: skip
-    speed = _records_per_second(learner, ROWS // draws, draws)
-    return {"records_per_second": speed, "parameters": counts[best], "epoch": PRIVATE / speed}
+    assert abs(trained_parameters(learner.model) / wanted - 1) < 0.1
+    return learner
+
+
+def _measured(learner: Any, chunk: int, draws: int) -> tuple[float, float]:
+    """Records a second, and the seconds of a step beside them."""
+    asked = SpectralConfig().training_request(PRIVATE)
+    touch = TrainingTouch("cost", 0.1, 1, 1.0, 1.0, draws, asked.slack, grouped=asked.grouped)
+    with contextlib.closing(Crew(learner, touch, chunk, choose_hardware("cpu").precision)) as crew:
+        return crew.rows_per_second(_rows(chunk, draws), chunks=4) / draws, crew.seconds_beside(learner)
+
+
+def cost() -> dict[str, Any]:
+    """Records a second and seconds an epoch of ours and of DP diffusion, in turns."""
+    keep_freed_memory()
+    config, ours = SpectralConfig(), _ours()
+    wanted = trained_parameters(ours.model)
+    each: dict[str, tuple[Any, int, int]] = {"ours": (ours, config.chunk, 1)}
+    each |= {f"diffusion_k{draws}": (_diffusion(draws, wanted), ROWS // draws, draws) for draws in (1, 32)}
+    readings: dict[str, list[tuple[float, float]]] = {name: [] for name in each}
+    for _ in range(REPEATS):
+        for name, contender in each.items():
+            readings[name].append(_measured(*contender))
+    result = {}
+    for name, (learner, _, _) in each.items():
+        speeds, beside = zip(*readings[name], strict=True)
+        result[name] = {
+            "parameters": trained_parameters(learner.model),
+            "records_per_second": speeds,
+            "seconds_beside": beside,  # noise and optimiser, a step
+            "epoch": PRIVATE / median(speeds) + PRIVATE / config.batch * median(beside),
+        }
+    return result
 
 
 # Quality
@@ -316,11 +332,7 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
             for epsilon in EPSILONS
             if changes.get("trained") != RULED[epsilon]
         }
-    table: dict[str, Callable[[], Any]] = {
-        "cost ours": cost_ours,
-        "cost diffusion k1": partial(cost_diffusion, 1),
-        "cost diffusion k32": partial(cost_diffusion, 32),
-    }
+    table: dict[str, Callable[[], Any]] = {"cost": cost}
     for method in METHODS:
         for epsilon in EPSILONS:
             for number in RUNS:
@@ -335,9 +347,9 @@ def cells(options: argparse.Namespace) -> Mapping[str, Callable[[], Any]]:
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for draws in (1, 32):
-        if {"cost ours", f"cost diffusion k{draws}"} <= set(found):
-            ratio = found[f"cost diffusion k{draws}"]["epoch"] / found["cost ours"]["epoch"]
+    if "cost" in found:
+        for draws in (1, 32):
+            ratio = found["cost"][f"diffusion_k{draws}"]["epoch"] / found["cost"]["ours"]["epoch"]
             result[f"diffusion_k{draws}_over_ours"] = round(ratio, 2)
     table: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
     for cell, value in found.items():

@@ -57,7 +57,7 @@ class SpectralSpeed(NamedTuple):
     Attributes:
         trained: set that private training moves.
         parameters: of it.
-        rows_per_second: of private training, all cores, tokenising included.
+        rows_per_second: of private training, all cores, tokenising and noise included.
         public_seconds: of the public stage.
         warm_seconds: of the warm start.
         check_seconds: of the label check: its training, and its judging of what is drawn.
@@ -213,6 +213,10 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
         with contextlib.closing(Crew(learner, touch, count, hardware.precision)) as crew:
             return count / crew.rows_per_second(rows, chunks=2 if count > 1 else 1)
 
+    def beside() -> float:
+        with contextlib.closing(Crew(learner, touch, 1, hardware.precision)) as crew:
+            return crew.seconds_beside(learner)
+
     def drawing(count: int) -> float:
         return _seconds(lambda: list(model.sample(torch.full((count,), label), 0, hardware, batch=count)))
 
@@ -227,7 +231,10 @@ def measure_spectral_speed(config: RunConfig, hardware: Hardware) -> SpectralSpe
         judged = method.check.steps * method.check.expected_batch(size) + _DRAWN * config.count
         checking = judged * _seconds(lambda: _judged(model, images)) / _PICTURES
         pictures /= _DRAWN
-    return SpectralSpeed(trained, sizes[trained], 1 / seconds, public, warm, checking, pictures)
+    batch, at_once = method.expected_batch(size), workers * method.chunk
+    computed = max(batch + at_once / 2, at_once)  # the last chunks of a step are filled up
+    pace = batch / (computed * seconds + beside())
+    return SpectralSpeed(trained, sizes[trained], pace, public, warm, checking, pictures)
 
 
 def _per_row(seconds: Callable[[int], float], most: int, times: int = 2) -> float:

@@ -123,6 +123,28 @@ def test_no_two_draws_agree() -> None:
     assert len(np.unique(draws)) == len(draws)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2**16, 3 * 2**16 + 1])
+def test_threads_draw_all_of_it_and_none_what_another_draws(count: int) -> None:
+    draws = Noise().gaussian(count, 1.0)
+    assert draws.shape == (count,)
+    assert np.isfinite(draws).all()
+    assert len(np.unique(draws)) == count
+
+
+def test_what_a_thread_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def few(self: Noise, count: int) -> bytes:
+        asked.append(count)
+        if len(asked) > 6:
+            raise OSError("no more")
+        return os.urandom(count)
+
+    monkeypatch.setattr(Noise, "bytes", few)
+    with pytest.raises(OSError, match="no more"):
+        Noise().gaussian(3 * 2**16, 1.0)
+
+
 def test_normals_reach_their_whole_range() -> None:
     zero, one = bytes(8), b"\xff" * 8
     assert np.isfinite(normals(zero + zero)).all()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.privacy.gradients.engine import ClippedGradients, Clipping
+from sfumato.privacy.noise import Noise
 from sfumato.privacy.plan import TrainingTouch
 from sfumato.privacy.records import PrivateRecords, Rows
 from sfumato.privacy.session import Session
@@ -279,6 +280,13 @@ class Crew:
         seconds(1)  # the first time, memory is asked for and kernels are chosen
         quickest = min(seconds(chunks) for _ in range(_TRIALS))  # what slows one down is seldom there for an hour
         return chunks * len(self._engines) * len(rows.labels) / quickest
+
+    def seconds_beside(self, learner: Learner) -> float:
+        """What a step costs beside its records: noise, and an update with it. Spoils the learner's model."""
+        begun = time.perf_counter()
+        noise = torch.from_numpy(Noise().gaussian(self._engines[0].total.numel(), 1.0))
+        learner.update(self.shaped(noise.float()), 1)
+        return time.perf_counter() - begun
 
     def _places(self, number: int, count: int) -> NDArray[np.bool_]:
         """Which of `count` records an engine works on: every so many chunks."""
