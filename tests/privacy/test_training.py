@@ -93,6 +93,16 @@ def test_chunks_and_threads_change_nothing_but_rounding(tmp_path: Path) -> None:
     assert torch.allclose(small, large, rtol=1e-5, atol=1e-6)
 
 
+def test_a_step_s_noise_and_update_take_time() -> None:
+    learner = TinyLearner()
+    touch = TrainingTouch("training", 0.5, 6, 2.0, 1.0, 1, 1e-6)
+    before = learner.model[1].weight.clone()
+    with contextlib.closing(Crew(learner, touch, 2, "fp32", 1)) as crew:
+        assert 0 < crew.seconds_beside(learner) < 1
+    assert learner.steps == [1]
+    assert not torch.equal(before, learner.model[1].weight)
+
+
 def train(
     folder: Path, learner: TinyLearner, stop_after: int | None = None, noise: Noise | None = None, **kw: int
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tests.methods.spectral_parts import TINY
 from tests.small_set import CLASSES, draw_folder, plan_of, settings
@@ -22,6 +23,7 @@ from sfumato.errors import UserError
 from sfumato.forecast_spectral import SpectralSpeed, forecast_spectral, with_spectral_steps
 from sfumato.hardware import choose_hardware
 from sfumato.privacy.ledger import Ledger
+from sfumato.privacy.training import Crew
 from sfumato.report.render import METHODS
 
 SPEED = SpectralSpeed("lora", 1000, 100.0, 30.0, 6.0, 0.0, 4.0)
@@ -162,6 +164,17 @@ def test_forecast(public: Path) -> None:
     assert "100 hours of private training" in str(replace(found, training_minutes=6000.0))
     assert "regression" in text
     assert json.loads(json.dumps(found.to_json()))["floors"][0]["levels"] == 1
+
+
+def test_forecast_counts_noise_and_chunks_that_are_filled_up(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = TINY | {"detail": "lanczos"}
+    config = validated(spectral(public, public_size=5_000, spectral=method | {"batch": 20, "steps": 6, "chunk": 4}))
+    monkeypatch.setattr(Crew, "rows_per_second", lambda *_, **__: 10.0)
+    monkeypatch.setattr(Crew, "seconds_beside", lambda *_: 3.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    found = forecast_spectral(config, choose_hardware("cpu"))
+    assert found.speed.rows_per_second == pytest.approx(20 / ((20 + 4) / 10 + 3))
+    assert found.training_minutes == pytest.approx(6 * 5.4 / 60)
 
 
 def test_forecast_knows_the_run_s_own_detail_once_it_was_made(private: Path, public: Path, tmp_path: Path) -> None:
