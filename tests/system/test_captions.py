@@ -24,6 +24,7 @@ from sfumato.config import validated
 from sfumato.errors import PrivacyRefusal, UserError
 from sfumato.forecast_spectral import forecast_spectral
 from sfumato.hardware import choose_hardware
+from sfumato.pretrained import zoo
 from sfumato.privacy.noise import TestNoise
 
 SECRET = "canarywort"
@@ -74,7 +75,9 @@ def everything(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
-def test_captions_are_told_and_go_nowhere(pulled: None, private: Path, public: Path, tmp_path: Path) -> None:
+def test_captions_are_told_and_go_nowhere(
+    pulled: None, private: Path, public: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = validated(told(public))
     begun = run.prepare(config, private, tmp_path / "out", tmp_path / "out.run", plan_of(config))
     seen: list[bytes] = []
@@ -122,6 +125,13 @@ def test_captions_are_told_and_go_nowhere(pulled: None, private: Path, public: P
     assert model.sample(2, prompts="a bright ring").texts == ["a bright ring"] * 2
     with pytest.raises(UserError, match="none of them empty"):
         model.sample(2, prompts=["a", " "])
+    other = zoo.load_text_embedder("minilm")
+    other.identity = replace(other.identity, revision="later")
+    with monkeypatch.context() as later:
+        later.setattr(zoo, "load_text_embedder", lambda _: other)
+        with pytest.raises(UserError, match="told captions by another text embedder"):
+            model.sample(2, prompts="a bright ring")
+        assert model.sample(2).texts is not None
     kept = {run._drawn(begun, 5, 1, tmp_path, prompts) for prompts in ((), ("a",), ("b",), ("a", "b"))}
     assert len(kept) == 4  # what is kept of a drawing is of its prompts
 

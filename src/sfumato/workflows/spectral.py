@@ -111,6 +111,11 @@ class SpectralWorkflow:
         else:
             labels = labels_of(work, wanted.count, wanted.seed)
         if wanted.prompts and (embedder := _text_embedder(work.config)) is not None:
+            if not any(_named(embedder.identity) in used for used in work.facts["models"]):
+                raise UserError(
+                    f"This run was told captions by another text embedder than {_named(embedder.identity)}, which is "
+                    "here now. Draw under the run's own prompts, or with the Sfumato that made the run."
+                )
             model = replace(model, vectors=torch.from_numpy(embedder.embed_texts(prompts)))
         parts = model.sample(labels, wanted.seed, hardware, keep=wanted.keep)
         pixels = gathered((part.numpy() for part in parts), wanted.count, report)
