@@ -87,9 +87,10 @@ REPEATS = 5
 
 
 def settings(cell: str) -> dict[str, Any]:
-    """What decides a cell; the method's own defaults among it, so that a cell of other defaults counts as missing.
+    """What decides a cell; Spectral's defaults among it, so that a cell of other defaults counts as missing.
 
-    Quality does not hang on the size of chunks, and nothing is told captions.
+    Quality does not hang on the size of chunks, and nothing is told captions. Defaults of DP diffusion and of PrivImage
+    are not here: they are those of the commit that a cell is stored with.
     """
     kind, _, name = cell.partition(" ")
     if kind == "cost":

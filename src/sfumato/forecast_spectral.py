@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,23 +22,31 @@ from sfumato.errors import UserError
 from sfumato.hardware import Hardware, choose_hardware
 from sfumato.methods.coarse import CoarseLearner, set_sizes
 from sfumato.methods.denoising import Schedule
-from sfumato.methods.detail import Floor, floor_of, floors, upscaled, whole
+from sfumato.methods.detail import ExampleDetail, Floor, floor_of, floors, upscaled, whole
+from sfumato.methods.examples import Examples
 from sfumato.methods.open_training import minimise
 from sfumato.methods.spectral_model import SpectralModel, untrained, upscaler
 from sfumato.methods.spectral_settings import FINE_TUNING, SpectralConfig
 from sfumato.methods.superresolution import lessons
-from sfumato.methods.tokens import PublicModel, cache_name, load_public_model, seen_in_training
+from sfumato.methods.tokens import (
+    PublicModel,
+    cache_name,
+    encoded,
+    load_public_model,
+    make_codebooks,
+    seen_in_training,
+)
 from sfumato.nets.adapters import Trained
 from sfumato.nets.autoregressive import Condition
 from sfumato.nets.scattering import ScatteringClassifier
-from sfumato.nets.tokenizer import ScaleError
+from sfumato.nets.tokenizer import ScaleError, Tokenizer
 from sfumato.privacy.draws import Draws
 from sfumato.privacy.plan import Plan, TrainingTouch
 from sfumato.privacy.records import Rows
 from sfumato.privacy.training import Crew
 from sfumato.run import make_plan
 from sfumato.speed import READ_PER_SECOND, duration, with_check
-from sfumato.workflows.spectral import prompts_of, public_side
+from sfumato.workflows.spectral import pretrained_models, prompts_of, public_side
 
 TOLD_PER_SECOND = 150.0
 """Captions that a text embedder of MiniLM's size takes on two cores."""
@@ -47,6 +55,7 @@ _RESERVE = 0.06  # of the minutes: machines are not equally fast all the time
 _DRAWN = 2.0  # pictures drawn for one that is released, where a label check sorts them; as on Fashion-MNIST
 _PATIENCE = 30.0  # seconds of a trial, if many rows cost no less each than one alone
 _PICTURES = 32  # judged in a trial
+_FEW_PICTURES = 100  # that get detail which takes time
 MOST_PICTURES, MOST_VALUES = 400, 2**24
 """Public images that the floor is measured on; fewer, where they are large."""
 
@@ -142,12 +151,13 @@ def forecast_spectral(config: RunConfig, hardware: Hardware | None = None) -> Sp
     """Prices a run, tries the machine's speed, and measures the oracle floor; opens no private file.
 
     Raises:
-        UserError: a public folder is missing or empty, or without captions that are to be told; or the minutes are too
-            few.
+        UserError: a public folder is missing or empty, or without captions that are to be told; a model that the
+            settings name does not exist or has not been pulled; or the minutes are too few.
     """
     hardware = hardware or choose_hardware()
     if config.spectral.condition == "captions" and config.public is not None:
         prompts_of(config, config.public.images())
+    pretrained_models(config)  # what is missing is said before anything is tried
     config = with_check(config)
     speed = measure_spectral_speed(config, hardware)
     config = with_spectral_steps(config, speed)
@@ -331,37 +341,53 @@ def with_spectral_steps(config: RunConfig, speed: SpectralSpeed) -> RunConfig:
 
 
 def _reach(config: RunConfig, hardware: Hardware) -> tuple[list[Floor], list[ScaleError]]:
-    """Floors on public images; with the run's own detail too where an earlier run has made the public model."""
+    """Floors on public images; of the run's own detail stage too, as far as it can be had without a training."""
     assert config.public is not None
-    images = config.public.images()
+    method, images = config.spectral, config.public.images()
     images.check()
     side = public_side(config, Path(), to_facts(images.identities()))
     pixels = images.read(config.image.spec()).pixels
     unseen = ~seen_in_training(len(pixels))  # or examples would be found again
     most = min(MOST_PICTURES, max(2, MOST_VALUES // pixels[0].size))
     pictures = torch.from_numpy(pixels[unseen] if unseen.sum() > 1 else pixels)[:most]
-    found = list(floors(pictures, max(4, config.spectral.levels)))
+    found = list(floors(pictures, max(4, method.levels)))
     told = Condition() if side.embed is None else Condition("text", side.embed(("",)).shape[1])
-    file = side.cache / cache_name(config.spectral, told, side.facts, config.seed)
-    model = load_public_model(config.spectral, config.image.spec().shape, told, file)
+    file = side.cache / cache_name(method, told, side.facts, config.seed)
+    model = load_public_model(method, config.image.spec().shape, told, file)
     errors = model.errors(pixels) if model is not None else []
-    if (own := _own_detail(config, model, pictures[:100], hardware)) is not None:
-        found.append(own)
+    few = pictures[:_FEW_PICTURES]
+    if method.detail == "examples":
+        found += _examples(config, torch.from_numpy(pixels[~unseen]), few, hardware)
+    elif method.own_detail and model is not None:
+        found.append(_own_detail(config, model, few, hardware))
+    elif not method.own_detail and method.detail != "lanczos":  # which all levels have
+        for levels in sorted({floor.levels for floor in found}):
+            small = whole(avg_pool2d(few.float(), 1 << levels))
+            finer = upscaled(small, upscaler(method.detail), few.shape[2], few.shape[3])
+            found.append(floor_of(method.detail, levels, few, finer))
     return sorted(found, key=lambda floor: floor.levels), errors
 
 
-def _own_detail(
-    config: RunConfig, model: PublicModel | None, pictures: torch.Tensor, hardware: Hardware
-) -> Floor | None:
-    """The floor of the run's own detail stage; None for one that is still to be learnt."""
-    method, levels = config.spectral, config.spectral.levels
-    _, channels, height, width = pictures.shape
-    if not method.own_detail:
-        small = whole(avg_pool2d(pictures.float(), 1 << levels))
-        return floor_of(method.detail, levels, pictures, upscaled(small, upscaler(method.detail), height, width))
-    if model is None:
-        return None
-    stage = SpectralModel(method, (channels, height, width), model.network, model, None, None, False).detail()
+def _own_detail(config: RunConfig, model: PublicModel, pictures: torch.Tensor, hardware: Hardware) -> Floor:
+    """The floor of the run's own detail stage, which public images have taught."""
+    stage = SpectralModel(config.spectral, model.tokenizer.shape.image, model.network, model, None, None, False)
     coarse, nothing = model.tokenizer.encode(pictures, 1), model.network.condition.nothing(len(pictures))
-    drawn = stage.pictures(coarse, nothing, torch.Generator().manual_seed(config.seed), hardware)
-    return floor_of("own", levels, pictures, drawn)
+    drawn = stage.detail().pictures(coarse, nothing, torch.Generator().manual_seed(config.seed), hardware)
+    return floor_of("own", config.spectral.levels, pictures, drawn)
+
+
+def _examples(config: RunConfig, shown: torch.Tensor, pictures: torch.Tensor, hardware: Hardware) -> Iterator[Floor]:
+    """The floor of pieces of the public images `shown`, for every number of levels, with tokens as large as the run's.
+
+    Nothing has to be learnt for it but codebooks of the coarse scale.
+    """
+    method, image = config.spectral, config.image.spec().shape
+    side = method.patch << method.levels  # of a token, in pixels
+    for levels in (levels for levels in range(1, side.bit_length()) if side % (1 << levels) == 0):
+        trial = method.model_copy(update={"levels": levels, "patch": side >> levels})
+        generator, tokenizer = torch.Generator().manual_seed(config.seed), Tokenizer(trial.shape(image)).eval()
+        next(make_codebooks(trial, tokenizer, shown, generator))
+        kept = shown[torch.randperm(len(shown), generator=generator)[: method.examples.count]]
+        stage = ExampleDetail(tokenizer, Examples(kept, encoded(tokenizer, kept, 1)), method.examples)
+        coarse = tokenizer.encode(pictures, 1)
+        yield floor_of("examples", levels, pictures, stage.pictures(coarse, coarse, generator, hardware))

@@ -260,6 +260,15 @@ def test_detail_comes_in_pieces_of_what_is_drawn_at_once(tmp_path: Path, monkeyp
     assert replace(paper, config=guided).at_once == paper.at_once // 2
 
 
+def test_detail_of_tokens_is_drawn_for_as_many_pictures_as_memory_holds() -> None:
+    asked = SpectralConfig.model_validate({"preset": "paper", "detail": "tokens"})
+    with torch.device("meta"):
+        paper = untrained(asked, (3, 256, 256), Condition("text", 384))
+    assert paper.public.network.length == 4 * paper.coarse.length
+    assert 1 <= paper._piece == paper.at_once // 4
+    assert replace(paper, config=asked.model_copy(update={"detail": "diffusion"}))._piece == spectral_model.PIECE
+
+
 def test_without_a_warm_start(tmp_path: Path) -> None:
     trial = Trial(tmp_path / "run", warm_share=0.0, trained="full")
     model = trial.fit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Literal, get_args
 
 import pytest
@@ -48,7 +49,7 @@ def test_sizes_and_names() -> None:
     assert trained_parameters(model("head")) == 4 * 16 + 2 * 16 + 16 * 12 + 12
     assert names["head"] == {"start.weight", "norm.weight", "norm.bias", "heads.0.weight", "heads.0.bias"}
     assert all("up" in name or "down" in name for name in names["lora"] - {"start.weight"})
-    assert all("norm" in name or name.endswith("shift.bias") for name in names["norms"] - {"start.weight"})
+    assert all("norm" in name or name.endswith("shift.constant.weight") for name in names["norms"] - {"start.weight"})
     text = model("lora", Condition("text", 5))
     assert not any(value.requires_grad for value in text.start.parameters())
 
@@ -99,7 +100,9 @@ def test_private_gradients_of_every_set(trained: Trained, precision: Literal["fp
     made, tokens = moved(model(trained)), torch.randint(12, (5, 8))
     assert isinstance(made, ScaleGPT)
     wanted, clip = [name for name, value in made.named_parameters() if value.requires_grad], 0.3
-    engine = ClippedGradients(made, Clipping(clip, "flat"), rows=1, precision=precision)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # every layer has a rule
+        engine = ClippedGradients(made, Clipping(clip, "flat"), rows=1, precision=precision)
     engine.add(lambda: made.losses(tokens, LABELS), torch.ones(5, dtype=torch.bool))
     shaped = engine.shaped(engine.total)
     assert set(shaped) == set(wanted)

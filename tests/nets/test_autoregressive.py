@@ -116,6 +116,13 @@ def test_draws_follow_their_probabilities() -> None:
     assert found(Taste(temperature=0)) == [1, 0, 0, 0]
 
 
+def test_top_k_keeps_k_where_logits_are_equal() -> None:
+    logits = torch.tensor([1.0, 2.0, 2.0, 2.0, 0.0]).repeat(500, 1)
+    drawn = draw(logits, Taste(top_k=2), torch.Generator().manual_seed(0))
+    assert len(drawn.unique()) == 2
+    assert set(drawn.tolist()) <= {1, 2, 3}
+
+
 def test_it_learns_what_its_classes_are() -> None:
     torch.manual_seed(0)
     net = ScaleGPT(5, 2, 3, SMALL, Condition("class", 2))

@@ -121,6 +121,9 @@ def test_what_is_missing_is_said_before_anything_is_spent(private: Path, public:
         validated(spectral(public, public=None))
     with pytest.raises(UserError, match=r"^Images of 16x16 .* multiples of 32"):
         validated(spectral(public, image={"height": 16, "width": 16}, spectral=TINY | {"levels": 3, "patch": 4}))
+    for key in ("detail", "enlarge"):
+        with pytest.raises(UserError, match="no upscaler called 'nothing'; known are lanczos, realesrgan"):
+            forecast_spectral(validated(spectral(public, spectral=TINY | {key: "nothing"})))
     config = validated(spectral(public, spectral=TINY | {"detail": "realesrgan-x4plus"}))
     with pytest.raises(UserError, match="pull"):  # the tests' own home holds no models
         run.prepare(config, private, tmp_path / "out", tmp_path / "out.run", plan_of(config))
@@ -156,7 +159,7 @@ def test_forecast(public: Path) -> None:
     assert found.plan.planned_epsilon <= 8
     assert found.tokens == 16
     assert {floor.levels for floor in found.floors} == {1, 2, 3}
-    assert len([floor for floor in found.floors if floor.detail == "lanczos"]) == 4  # the run's own stage, from uint8
+    assert [floor.levels for floor in found.floors if floor.detail == "lanczos"] == [1, 2, 3]
     assert found.reconstruction == ()
     assert found.speed.rows_per_second > 0
     text = str(found)
@@ -181,11 +184,18 @@ def test_forecast_knows_the_run_s_own_detail_once_it_was_made(private: Path, pub
     images = sf.PrivateImages(
         private, dataset="small", public_size=90, classes=list(CLASSES), size=(16, 16), channels=1
     )
-    method = sf.Spectral(epsilon=8.0, delta=1e-5, public=sf.PublicImages(public), **TINY)
+    public_images = sf.PublicImages(public)
+    method = sf.Spectral(epsilon=8.0, delta=1e-5, public=public_images, **TINY | {"detail": "tokens"})
+    assert {floor.detail for floor in method.forecast(images).floors} == {"lanczos", "regression"}
     model = method.fit(images, tmp_path / "run")
     assert model.sample(3).pixels.shape == (3, 1, 16, 16)
     found = method.forecast(images)
     assert [floor.detail for floor in found.floors if floor.levels == 1] == ["lanczos", "regression", "own"]
+
+    pieces = sf.Spectral(epsilon=8.0, delta=1e-5, public=public_images, **TINY | {"detail": "examples"})  # nothing made
+    measured = [floor for floor in pieces.forecast(images).floors if floor.detail == "examples"]
+    assert [(floor.levels, floor.height) for floor in measured] == [(1, 8), (2, 4)]
+    assert all(floor.sharpness > 0.2 for floor in measured)
     assert [error.height for error in found.reconstruction] == [8, 16]
     assert "Tokens up to 16x16" in str(found)
 

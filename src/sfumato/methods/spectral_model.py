@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sfumato._files import write_atomic
+from sfumato.errors import UserError
 from sfumato.hardware import Hardware
 from sfumato.methods.coarse import condition_of
 from sfumato.methods.detail import Detail, DiffusedDetail, ExampleDetail, TokenDetail, UpscaledDetail, enlarged
@@ -24,6 +25,7 @@ from sfumato.methods.privimage_model import model_name
 from sfumato.methods.spectral_settings import Image, SpectralConfig
 from sfumato.methods.tokens import PublicModel, new_model
 from sfumato.nets.autoregressive import Condition, ScaleGPT, generate
+from sfumato.pretrained import zoo
 from sfumato.pretrained.backends import open_model
 from sfumato.pretrained.interfaces import Upscaler
 from sfumato.pretrained.lanczos import Lanczos
@@ -92,15 +94,21 @@ class SpectralModel:
             tokens = drawn(part) if sorter is None else sorter.fill(part, drawn)
             with_text = self.public.network.condition.kind == "text"
             told = condition_of(network.condition, part, self.vectors) if with_text else torch.full_like(part, -1)
-            for some, hint in zip(torch.split(tokens, PIECE), torch.split(told, PIECE), strict=True):
+            piece = self._piece
+            for some, hint in zip(torch.split(tokens, piece), torch.split(told, piece), strict=True):
                 yield parts.next(len(some), partial(finished, some, hint))
 
     @property
     def at_once(self) -> int:
         """Pictures whose coarse tokens are drawn together: the more, the less each costs, while memory lasts."""
-        shape, rows = self.coarse.shape, 1 if self.config.sampler.guidance == 1 else 2  # guidance looks twice
-        each = rows * 2 * 4 * shape.layers * shape.width * self.coarse.length  # keys and values in float32
-        return max(1, min(MOST, _KEPT // each))
+        return min(MOST, _fitting(self.coarse, self.config.sampler.guidance))
+
+    @property
+    def _piece(self) -> int:
+        """Pictures that get detail together."""
+        if self.config.detail != "tokens":
+            return PIECE
+        return min(PIECE, _fitting(self.public.network, self.config.detail_sampler.guidance))
 
     def detail(self) -> Detail:
         """The detail stage that the settings ask for."""
@@ -171,6 +179,13 @@ def untrained(config: SpectralConfig, image: Image, condition: Condition) -> Spe
     return SpectralModel(config, image, empty_coarse(config, image, condition), public, vectors, None, not_private=True)
 
 
+def _fitting(network: ScaleGPT, guidance: float) -> int:
+    """Pictures whose earlier tokens are remembered at once, at least one."""
+    rows = 1 if guidance == 1 else 2  # guidance looks twice
+    each = rows * 2 * 4 * network.shape.layers * network.shape.width * network.length  # keys and values in float32
+    return max(1, _KEPT // each)
+
+
 def upscaler(name: str) -> Upscaler:
     """The upscaler called `name`: "lanczos", one of the zoo, or `backend:NAME` (see `open_model`).
 
@@ -179,4 +194,10 @@ def upscaler(name: str) -> Upscaler:
     """
     if name == "lanczos":
         return Lanczos()
+    known = [entry.name for entry in zoo.ENTRIES.values() if entry.kind == "upscaler"]
+    if ":" not in name and name not in known:
+        raise UserError(
+            f"There is no upscaler called {name!r}; known are lanczos, {', '.join(known)} and huggingface:NAME. Detail "
+            "may also come from public images: examples, diffusion or tokens."
+        )
     return for_released(open_model(name if ":" in name else f"offline:{name}", "upscaler"))

@@ -337,10 +337,11 @@ class SpectralConfig(BaseModel):
     def trained_set(self, epsilon: float, delta: float, size: int | None, parameters: dict[Trained, int]) -> Trained:
         """What private training moves, by a public rule.
 
-        All noise of a training taken together, seen as one release of the mean gradient, has standard deviation
-        `1 / (mu n)` in units of the bound, whatever its batches and steps, where mu is the budget's Gaussian-DP
-        parameter and n the number of records. On P parameters its norm is `sqrt(P) / (mu n)`, against a mean gradient
-        of norm at most 1. Taken is the largest set whose noise stays below `noise_limit`, or the smallest one.
+        All noise of a training taken together, seen as one release of the mean gradient, has standard deviation of at
+        least `1 / (mu n)` in units of the bound, where mu is the budget's Gaussian-DP parameter and n the number of
+        records; so much if all of them took part in every step, and some times as much in practice. On P parameters its
+        norm is `sqrt(P)` times that, against a mean gradient of norm at most 1. Taken is the largest set for which this
+        floor stays below `noise_limit`, or the smallest one.
 
         Args:
             epsilon, delta: of the plan.

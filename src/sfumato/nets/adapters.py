@@ -51,15 +51,20 @@ class LowRank(nn.Module):
 
 
 class Shift(nn.Module):
-    """A trained constant that is added to what comes."""
+    """A trained constant that is added to what comes.
+
+    It is the embedding of a single token, because per-record gradients of embeddings have a rule.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.constant = nn.Embedding(1, width)
+        nn.init.zeros_(self.constant.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., width)` to the same."""
-        return x + self.bias.to(x.dtype)
+        constant: Tensor = self.constant(torch.zeros(x.shape[:-1], dtype=torch.long, device=x.device))
+        return x + constant.to(x.dtype)
 
 
 class Shifted(nn.Module):
@@ -82,7 +87,8 @@ class Shifted(nn.Module):
         """One linear layer that does the same."""
         layer = nn.Linear(self.base.in_features, self.base.out_features)
         layer.weight.copy_(self.base.weight)
-        layer.bias.copy_(self.shift.bias if self.base.bias is None else self.base.bias + self.shift.bias)
+        shift = self.shift.constant.weight[0]
+        layer.bias.copy_(shift if self.base.bias is None else self.base.bias + shift)
         return layer
 
 

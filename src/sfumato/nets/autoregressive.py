@@ -187,8 +187,9 @@ def draw(logits: Tensor, taste: Taste, generator: torch.Generator) -> Tensor:
         return logits.argmax(-1)
     logits = logits / taste.temperature
     if 0 < taste.top_k < logits.shape[1]:
-        least = logits.topk(taste.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
+        kept = logits.topk(taste.top_k).indices  # so many, also where logits are equal
+        beyond = torch.ones_like(logits, dtype=torch.bool).scatter_(1, kept, torch.zeros_like(kept, dtype=torch.bool))
+        logits = logits.masked_fill(beyond, float("-inf"))
     if taste.top_p < 1:
         shares, order = logits.softmax(-1).sort(descending=True, stable=True)
         beyond = shares.cumsum(-1) - shares >= taste.top_p
