@@ -184,6 +184,8 @@ def forecast(
     from sfumato.hardware import choose_hardware
 
     resolved = _resolve(_settings(locals()), private_dir, classes_are_public, config, preset)
+    if resolved.method in ("privimage", "spectral"):  # the others count calls
+        typer.echo("Trying this machine: seconds for small images, minutes for published settings.", err=True)
     found = forecast_of(resolved, choose_hardware(device))
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
 
