@@ -53,7 +53,7 @@ def test_spectral_takes_them(saved: Saved) -> None:
     assert detailed.shape == (2, 3, 8, 8)
     with pytest.raises(UserError, match="no upscaler that Sfumato knows"):
         upscaler(f"huggingface:{saved('sdxl')}")
-    with pytest.raises(UserError, match="There is no model"):
+    with pytest.raises(UserError, match="no upscaler called"):
         upscaler("nothing-like-it")
 
 
