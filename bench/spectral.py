@@ -82,7 +82,7 @@ DETAILS = ("diffusion", "tokens", "lanczos", "realesrgan-animevideo-x4")  # besi
 SIZES = {"side": SIDE, "private": PRIVATE}
 PORTRAITS = {"public": PUBLIC, "unseen": UNSEEN, "seed": SEED, "directions": DIRECTIONS}
 DECIDE_COST = {"levels", "patch", "vocabulary", "width", "layers", "heads", "batch", "chunk"}
-ROWS = 64  # of a chunk of DP diffusion, which is quickest so
+ROWS = 64  # of a chunk of DP diffusion
 REPEATS = 5
 
 

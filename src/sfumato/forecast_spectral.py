@@ -123,7 +123,7 @@ class SpectralForecast:
         }
 
     def __str__(self) -> str:
-        speed = self.speed
+        speed, wide = self.speed, max([12, *(len(floor.detail) for floor in self.floors)])
         pace = f"{speed.rows_per_second:,.0f}" if speed.rows_per_second >= 10 else f"{speed.rows_per_second:.2g}"
         lines = [
             *self.plan.in_words(),
@@ -132,12 +132,12 @@ class SpectralForecast:
             f"Speed: {pace} records a second here, so about {duration(self.training_minutes)} of private training and "
             f"{duration(self.total_minutes)} in all, {duration(speed.public_seconds / 60)} of them on public images",
             "Oracle floor on public images (their true coarse image and a detail stage):",
-            "  levels  coarse    detail        energy   psnr  sharpness",
+            f"  levels  coarse    {'detail':<{wide}}  energy   psnr  sharpness",
         ]
         for floor in self.floors:
             size = f"{floor.height}x{floor.width}"
             lines.append(
-                f"  {floor.levels:<6}  {size:<8}  {floor.detail:<12}  {floor.energy:>6.1%}  {floor.psnr:>5.1f}  "
+                f"  {floor.levels:<6}  {size:<8}  {floor.detail:<{wide}}  {floor.energy:>6.1%}  {floor.psnr:>5.1f}  "
                 f"{floor.sharpness:>9.2f}"
             )
         for error in self.reconstruction:
@@ -361,9 +361,10 @@ def _reach(config: RunConfig, hardware: Hardware) -> tuple[list[Floor], list[Sca
     elif method.own_detail and model is not None:
         found.append(_own_detail(config, model, few, hardware))
     elif not method.own_detail and method.detail != "lanczos":  # which all levels have
+        adds = upscaler(method.detail)
         for levels in sorted({floor.levels for floor in found}):
             small = whole(avg_pool2d(few.float(), 1 << levels))
-            finer = upscaled(small, upscaler(method.detail), few.shape[2], few.shape[3])
+            finer = upscaled(small, adds, few.shape[2], few.shape[3])
             found.append(floor_of(method.detail, levels, few, finer))
     return sorted(found, key=lambda floor: floor.levels), errors
 

@@ -136,7 +136,7 @@ class Floor(NamedTuple):
     Attributes:
         levels: of the transform.
         height, width: of the coarse image.
-        detail: who made the detail: "lanczos", "regression", or the run's own.
+        detail: who made the detail: "lanczos", "regression", "examples", an upscaler, or "own", which a run has learnt.
         energy: share of the images' variance that the coarse band holds.
         psnr: of what comes back against the images, in dB.
         sharpness: energy of its finest Haar details over that of the images'; 1 is as sharp, 0 is blurred.
